@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Event sources: how changes of the host's page tables reach the notifier chain, and what each source can promise.
- * Linux only. Everything in this header makes system calls.
+ * Event sources: how changes of the host's page tables reach the notifier chain, and what each
+ * source can promise. Linux only. Everything in this header makes system calls.
  */
 #ifndef UMBRA_EVENTS_H
 #define UMBRA_EVENTS_H
@@ -14,19 +14,20 @@
 /* ---- promises -------------------------------------------------------------------------------- */
 
 /*
- * struct umbra_promises - what a source can promise, held against the truth by tests/ and shown in README.
- * @tier: 0 stale entries go once the queue is drained; 1 no lookup after start returned yields a stale entry; 2 no
- *   use after start returned. -1: a witness only.
+ * struct umbra_promises - what a source can promise, held against the truth by tests/ and shown in
+ * README.
+ * @tier: 0 stale entries go once the queue is drained; 1 no lookup after start returned yields a
+ * stale entry; 2 no use after start returned. -1: a witness only.
  */
 struct umbra_promises {
 	bool start_before_change; /* start returns before the page tables change                  */
-	bool end_after_change;	  /* end comes after they changed                                 */
-	bool caller_waits;	  /* who changes the tables waits until the consumers are done     */
-	bool sees_own_calls;	  /* calls through umbra_own                                       */
-	bool sees_other_threads;  /* madvise, munmap ... by code of this process that is not ours  */
-	bool sees_kernel;	  /* reclaim, migration, KSM, khugepaged, foreign truncate         */
-	bool sees_protect;	  /* mprotect                                                      */
-	bool exact_range;	  /* never drops more than changed, hugepage edges apart           */
+	bool end_after_change;    /* end comes after they changed                                 */
+	bool caller_waits;       /* who changes the tables waits until the consumers are done     */
+	bool sees_own_calls;     /* calls through umbra_own                                       */
+	bool sees_other_threads; /* madvise, munmap ... by code of this process that is not ours  */
+	bool sees_kernel;        /* reclaim, migration, KSM, khugepaged, foreign truncate         */
+	bool sees_protect;       /* mprotect                                                      */
+	bool exact_range;        /* never drops more than changed, hugepage edges apart           */
 	int tier;
 };
 const struct umbra_promises *umbra_source_promises(enum umbra_source source);
@@ -35,16 +36,17 @@ const struct umbra_promises *umbra_source_promises(enum umbra_source source);
 
 enum umbra_page_flags {
 	UMBRA_PAGE_PRESENT = 1 << 0,
-	UMBRA_PAGE_SWAPPED = 1 << 1,   /* swapped out, migrating or poisoned: an entry that is not present */
-	UMBRA_PAGE_FILE = 1 << 2,      /* page cache or shared anonymous                              */
-	UMBRA_PAGE_EXCLUSIVE = 1 << 3, /* mapped once                                                 */
-	UMBRA_PAGE_UFFD_WP = 1 << 4,   /* write-protected by userfaultfd                              */
-	UMBRA_PAGE_HUGE = 1 << 5,      /* mapped by a PMD (THP or hugetlb); only with PAGEMAP_SCAN    */
-	UMBRA_PAGE_ZERO = 1 << 6,      /* the shared zero page; only with PAGEMAP_SCAN                */
+	UMBRA_PAGE_SWAPPED =
+		1 << 1, /* swapped out, migrating or poisoned: an entry that is not present */
+	UMBRA_PAGE_FILE = 1 << 2, /* page cache or shared anonymous                              */
+	UMBRA_PAGE_EXCLUSIVE = 1 << 3, /* mapped once */
+	UMBRA_PAGE_UFFD_WP = 1 << 4,   /* write-protected by userfaultfd   */
+	UMBRA_PAGE_HUGE = 1 << 5, /* mapped by a PMD (THP or hugetlb); only with PAGEMAP_SCAN    */
+	UMBRA_PAGE_ZERO = 1 << 6, /* the shared zero page; only with PAGEMAP_SCAN                */
 };
 
 struct umbra_page {
-	uint32_t flags;	   /* enum umbra_page_flags */
+	uint32_t flags;    /* enum umbra_page_flags */
 	uint64_t host_pfn; /* or UMBRA_HOST_PFN_UNKNOWN without CAP_SYS_ADMIN */
 };
 
@@ -63,50 +65,56 @@ bool umbra_hostmap_has_pfns(const struct umbra_hostmap *map);
 int umbra_hostmap_query(struct umbra_hostmap *map, hva_t hva, struct umbra_page *page);
 
 /* The same for @n consecutive pages. */
-int umbra_hostmap_query_range(struct umbra_hostmap *map, hva_t hva, struct umbra_page *pages, size_t n);
+int umbra_hostmap_query_range(struct umbra_hostmap *map, hva_t hva, struct umbra_page *pages,
+			      size_t n);
 
 /*
- * umbra_hostmap_resolve - the whole of an embedder's resolve op for ordinary memory of this process: faults the page in
- * as @req->access demands, then says how the host maps it. Copy-on-write that the access must break is announced on
+ * umbra_hostmap_resolve - the whole of an embedder's resolve op for ordinary memory of this
+ * process: faults the page in as @req->access demands, then says how the host maps it.
+ * Copy-on-write that the access must break is announced on
  * @chain first (cause COW), which makes the running fault retry.
  * Returns: as ops->resolve.
  */
-int umbra_hostmap_resolve(struct umbra_hostmap *map, struct umbra_chain *chain, const struct umbra_resolve_req *req,
-			  struct umbra_resolved *res);
+int umbra_hostmap_resolve(struct umbra_hostmap *map, struct umbra_chain *chain,
+			  const struct umbra_resolve_req *req, struct umbra_resolved *res);
 
 /*
- * umbra_audit - our tables against the kernel's. Every leaf of @root must be backed as it claims: present; a 2M leaf by a PMD;
- * a writable leaf by a page that a write would not move or fault on; the same frame as at install (RECORD_PFN).
- * Leaves whose hva lies in an open invalidation are skipped and counted.
+ * umbra_audit - our tables against the kernel's. Every leaf of @root must be backed as it claims:
+ * present; a 2M leaf by a PMD; a writable leaf by a page that a write would not move or fault on;
+ * the same frame as at install (RECORD_PFN). Leaves whose hva lies in an open invalidation are
+ * skipped and counted.
  * @out: one line for each mismatch, may be NULL.
  */
 struct umbra_audit_report {
 	uint64_t leaves, pages, skipped;
-	uint64_t stale;	     /* the host has nothing there               */
+	uint64_t stale;      /* the host has nothing there               */
 	uint64_t wrong_pfn;  /* another frame                            */
 	uint64_t wrong_size; /* 2M over pages mapped by 4K               */
 	uint64_t wrong_perm; /* writable over shared, zero or protected  */
 	uint64_t pfn_checked;
 };
 /* Returns: number of mismatches, or -errno. */
-int64_t umbra_audit(struct umbra_root *root, struct umbra_hostmap *map, struct umbra_audit_report *report, FILE *out);
+int64_t umbra_audit(struct umbra_root *root, struct umbra_hostmap *map,
+		    struct umbra_audit_report *report, FILE *out);
 
-/* ---- own calls -------------------------------------------------------------------------------- */
+/* ---- own calls --------------------------------------------------------------------------------
+ */
 
 struct umbra_own;
 struct umbra_uffd;
 
 /*
- * struct umbra_region - memory the program gave to the guest; what umbra_fork() and umbra_fallocate() need to know of it.
+ * struct umbra_region - memory the program gave to the guest; what umbra_fork() and
+ * umbra_fallocate() need to know of it.
  * @fd: -1 for private anonymous memory. @file_offset: bytes, of @hva.start in @fd.
  */
 struct umbra_region {
 	struct hva_range hva;
 	int fd;
 	uint64_t file_offset;
-	uint64_t hugepage;     /* bytes of a hugetlb page, 0 otherwise */
-	bool is_private;       /* fork makes it copy-on-write */
-	bool dontfork;	       /* MADV_DONTFORK: fork does not touch it; kept by umbra_madvise() */
+	uint64_t hugepage; /* bytes of a hugetlb page, 0 otherwise */
+	bool is_private;   /* fork makes it copy-on-write */
+	bool dontfork;     /* MADV_DONTFORK: fork does not touch it; kept by umbra_madvise() */
 };
 
 /*
@@ -117,15 +125,17 @@ struct umbra_region {
 int umbra_own_create(struct umbra_own **own, struct umbra_chain *chain, struct umbra_hostmap *map);
 void umbra_own_destroy(struct umbra_own *own);
 
-/* Returns: 0, -ENOMEM, -EEXIST (overlaps). remove: 0, -ENOENT (no region is exactly that). Copies @region. */
+/* Returns: 0, -ENOMEM, -EEXIST (overlaps). remove: 0, -ENOENT (no region is exactly that). Copies
+ * @region. */
 int umbra_region_add(struct umbra_own *own, const struct umbra_region *region);
 int umbra_region_remove(struct umbra_own *own, struct hva_range hva);
 
 /*
- * The calls. Each is the system call of its name, with invalidate start before and end after it if and where it changes
- * what is mapped. A call refused by a consumer (-EBUSY: pinned) or by the kernel changed nothing that is not announced.
- * Context: any thread that is not the uffd reader, with no lock held that the reader wants; a vCPU thread too.
- * Returns: 0 or a negative errno, as the system call; -EBUSY also for pinned pages.
+ * The calls. Each is the system call of its name, with invalidate start before and end after it if
+ * and where it changes what is mapped. A call refused by a consumer (-EBUSY: pinned) or by the
+ * kernel changed nothing that is not announced. Context: any thread that is not the uffd reader,
+ * with no lock held that the reader wants; a vCPU thread too. Returns: 0 or a negative errno, as
+ * the system call; -EBUSY also for pinned pages.
  */
 int umbra_madvise(struct umbra_own *own, struct hva_range r, int advice);
 int umbra_munmap(struct umbra_own *own, struct hva_range r);
@@ -133,23 +143,31 @@ int umbra_mprotect(struct umbra_own *own, struct hva_range r, int prot);
 int umbra_fallocate(struct umbra_own *own, int fd, int mode, uint64_t offset, uint64_t len);
 int umbra_ftruncate(struct umbra_own *own, int fd, uint64_t len);
 /* mmap(MAP_FIXED) over @r; @flags as mmap's, MAP_FIXED is added. */
-int umbra_mmap_over(struct umbra_own *own, struct hva_range r, int prot, int flags, int fd, uint64_t offset);
-/* mremap(2); @to: destination for MREMAP_FIXED, else 0. @result: where it is now. Regions move with it. */
-int umbra_mremap(struct umbra_own *own, struct hva_range from, uint64_t new_len, int flags, hva_t to, hva_t *result);
+int umbra_mmap_over(struct umbra_own *own, struct hva_range r, int prot, int flags, int fd,
+		    uint64_t offset);
+/* mremap(2); @to: destination for MREMAP_FIXED, else 0. @result: where it is now. Regions move with
+ * it. */
+int umbra_mremap(struct umbra_own *own, struct hva_range from, uint64_t new_len, int flags,
+		 hva_t to, hva_t *result);
 /* fork(2): private regions are bracketed. Returns: as fork, or negative errno. */
 pid_t umbra_fork(struct umbra_own *own);
 
 /*
  * umbra_madvise_batch - @n calls in one bracket and one shootdown.
- * Returns: 0, or the first error (the others were still done); @done, if not NULL: calls that succeeded.
+ * Returns: 0, or the first error (the others were still done); @done, if not NULL: calls that
+ * succeeded.
  */
-int umbra_madvise_batch(struct umbra_own *own, const struct hva_range *v, uint32_t n, int advice, uint32_t *done);
+int umbra_madvise_batch(struct umbra_own *own, const struct hva_range *v, uint32_t n, int advice,
+			uint32_t *done);
 
 /* A bracket by hand, for calls that Umbra does not know (io_uring, a driver's ioctl). */
-int umbra_own_start(struct umbra_own *own, struct hva_range r, enum umbra_cause cause, bool relocates);
-void umbra_own_end(struct umbra_own *own, struct hva_range r, enum umbra_cause cause, bool relocates);
+int umbra_own_start(struct umbra_own *own, struct hva_range r, enum umbra_cause cause,
+		    bool relocates);
+void umbra_own_end(struct umbra_own *own, struct hva_range r, enum umbra_cause cause,
+		   bool relocates);
 
-/* ---- userfaultfd ------------------------------------------------------------------------------ */
+/* ---- userfaultfd ------------------------------------------------------------------------------
+ */
 
 enum umbra_uffd_mode {
 	UMBRA_UFFD_MISSING = 1 << 0,
@@ -163,24 +181,27 @@ struct umbra_uffd_tried {
 };
 
 /*
- * A fault read from the uffd. @flags: UFFD_PAGEFAULT_FLAG_*. The handler runs on the reader thread: it
- * must not allocate, nor touch memory that may fault, nor make calls that wait for the reader.
- * It resolves with umbra_uffd_copy() and its kin, or remembers the fault and lets another thread do it.
+ * A fault read from the uffd. @flags: UFFD_PAGEFAULT_FLAG_*. The handler runs on the reader thread:
+ * it must not allocate, nor touch memory that may fault, nor make calls that wait for the reader.
+ * It resolves with umbra_uffd_copy() and its kin, or remembers the fault and lets another thread do
+ * it.
  */
 struct umbra_uffd_config {
-	int fd; /* an open userfaultfd to use (not owned), or -1 */
+	int fd;                /* an open userfaultfd to use (not owned), or -1 */
 	struct umbra_own *own; /* whose calls are already bracketed, may be NULL */
-	int settle_signal; /* real-time signal by which outside callers are waited for; 0: SIGRTMAX - 1 */
+	int settle_signal; /* real-time signal by which outside callers are waited for; 0: SIGRTMAX
+			      - 1 */
 	void (*fault)(void *ctx, struct umbra_uffd *uffd, hva_t hva, uint32_t flags, uint32_t tid);
 	void *ctx;
 };
 
 /*
- * umbra_uffd_open - tries @config->fd, /dev/userfaultfd, userfaultfd(2), in this order; asks for the features there are.
- * Returns: 0, -errno of the last way tried.   Pairs with: umbra_uffd_close().
+ * umbra_uffd_open - tries @config->fd, /dev/userfaultfd, userfaultfd(2), in this order; asks for
+ * the features there are. Returns: 0, -errno of the last way tried.   Pairs with:
+ * umbra_uffd_close().
  */
-int umbra_uffd_open(struct umbra_uffd **uffd, struct umbra_chain *chain, const struct umbra_uffd_config *config,
-		    struct umbra_uffd_tried *tried);
+int umbra_uffd_open(struct umbra_uffd **uffd, struct umbra_chain *chain,
+		    const struct umbra_uffd_config *config, struct umbra_uffd_tried *tried);
 void umbra_uffd_close(struct umbra_uffd *uffd);
 uint64_t umbra_uffd_features(const struct umbra_uffd *uffd);
 int umbra_uffd_fd(const struct umbra_uffd *uffd);
@@ -191,22 +212,25 @@ int umbra_uffd_unregister(struct umbra_uffd *uffd, struct hva_range r);
 
 /*
  * umbra_uffd_run - read and announce until umbra_uffd_stop(). The caller gives the thread.
- * A REMOVE is kept open (no leaf is installed in its range) until its caller has returned from the system call that caused
- * it; UNMAP, REMAP and FORK are announced after the fact.
- * Returns: 0, -errno.
+ * A REMOVE is kept open (no leaf is installed in its range) until its caller has returned from the
+ * system call that caused it; UNMAP, REMAP and FORK are announced after the fact. Returns: 0,
+ * -errno.
  */
 int umbra_uffd_run(struct umbra_uffd *uffd);
 void umbra_uffd_stop(struct umbra_uffd *uffd);
 
-/* Waits until all that was readable when called has been announced and every REMOVE has settled. Not from the reader. */
+/* Waits until all that was readable when called has been announced and every REMOVE has settled.
+ * Not from the reader. */
 int umbra_uffd_drain(struct umbra_uffd *uffd);
 
 /*
- * Resolving. All: 0 or negative errno; -EAGAIN is handled inside (an event of the context was unread); partial work is
- * continued; -EEXIST: was there already; -ENOENT: not registered; -ESRCH: the process is gone.
+ * Resolving. All: 0 or negative errno; -EAGAIN is handled inside (an event of the context was
+ * unread); partial work is continued; -EEXIST: was there already; -ENOENT: not registered; -ESRCH:
+ * the process is gone.
  * @done: bytes done, may be NULL. umbra_uffd_move() brackets source and destination.
  */
-int umbra_uffd_copy(struct umbra_uffd *uffd, hva_t dst, const void *src, uint64_t len, uint64_t *done);
+int umbra_uffd_copy(struct umbra_uffd *uffd, hva_t dst, const void *src, uint64_t len,
+		    uint64_t *done);
 int umbra_uffd_zeropage(struct umbra_uffd *uffd, struct hva_range r, uint64_t *done);
 int umbra_uffd_continue(struct umbra_uffd *uffd, struct hva_range r, uint64_t *done);
 int umbra_uffd_writeprotect(struct umbra_uffd *uffd, struct hva_range r, bool protect);

@@ -5,8 +5,8 @@
  * One struct umbra_mmu is one guest memory (its memslots) with one or more roots over it. It is a
  * consumer on a notifier chain. The contract is that of an in-kernel mmu_notifier client:
  *
- *   snapshot seq -> resolve the host page, unlocked -> lock -> no overlapping invalidation open, none
- *   ended since the snapshot? -> install; else retry.
+ *   snapshot seq -> resolve the host page, unlocked -> lock -> no overlapping invalidation open,
+ * none ended since the snapshot? -> install; else retry.
  *
  * Nothing here makes a system call or has a global. Any number of MMUs live in one process.
  * All functions are safe from any thread unless said otherwise, and never from a callback or an op.
@@ -50,13 +50,14 @@ struct umbra_memslot {
 struct umbra_resolve_req {
 	hva_t hva;
 	gfn_t gfn;
-	uint32_t access;	      /* enum umbra_access of the fault                            */
-	uint32_t slot_id, slot_flags; /* of the memslot                                            */
-	enum umbra_level max_level;   /* 2M only if slot and congruence allow it                   */
+	uint32_t access; /* enum umbra_access of the fault                            */
+	uint32_t slot_id, slot_flags; /* of the memslot */
+	enum umbra_level max_level; /* 2M only if slot and congruence allow it                   */
 };
 
 /*
- * What it answers. @level: how the host maps @hva (2M only if the aligned 2M block is PMD-mapped or hugetlb).
+ * What it answers. @level: how the host maps @hva (2M only if the aligned 2M block is PMD-mapped or
+ * hugetlb).
  * @writable: a write would change neither the frame nor be refused. @host_pfn: of the first 4K
  * page of the leaf, or UNKNOWN.
  */
@@ -67,28 +68,30 @@ struct umbra_resolved {
 };
 
 /*
- * One changed entry whose old value a CPU may have cached; or, with @table, a whole table page that was unlinked
- * and is cleared: none of its old entries may be remembered.
+ * One changed entry whose old value a CPU may have cached; or, with @table, a whole table page that
+ * was unlinked and is cleared: none of its old entries may be remembered.
  */
 struct umbra_flush_entry {
 	uint64_t index; /* table page in the window * 512 + slot of the entry: where it is */
-	uint64_t addr;	/* input address it translated, bytes */
-	uint8_t level;	/* level of the table that holds it */
-	bool table;	/* the whole page, not one entry */
+	uint64_t addr;  /* input address it translated, bytes */
+	uint8_t level;  /* level of the table that holds it */
+	bool table;     /* the whole page, not one entry */
 };
 
 /*
  * struct umbra_mmu_ops - called with the ctx of the config.
  *
- * @table_alloc: index of a zeroed 4K page in the window, or -ENOSPC. mmu lock held: no sleep, no call
- *   into the MMU. @table_free: gives it back, all zero; nothing caches it any more. mmu lock held.
+ * @table_alloc: index of a zeroed 4K page in the window, or -ENOSPC. mmu lock held: no sleep, no
+ * call into the MMU. @table_free: gives it back, all zero; nothing caches it any more. mmu lock
+ * held.
  * @resolve: find (fault in, break copy-on-write of) the host page. No lock held: may sleep, may run
  *   invalidations. 0; -EAGAIN (retry later); -EFAULT (nothing mapped there); -EACCES (host
  *   mapping forbids the access); -EHWPOISON; -ENOMEM; anything else is passed through.
- * @flush_queue: remember that @e was changed in memory (absent, lower rights, other level, A/D cleared). mmu lock
- *   held; must not fail. @flush_post: what was queued is complete; returns a ticket, growing with time. mmu lock
- *   held. @flush_wait: returns 0 once no vCPU can use an old value of anything up to @ticket; with @may_wait
- *   false it starts what is needed and answers -EAGAIN if it is not so yet. No lock held.
+ * @flush_queue: remember that @e was changed in memory (absent, lower rights, other level, A/D
+ * cleared). mmu lock held; must not fail. @flush_post: what was queued is complete; returns a
+ * ticket, growing with time. mmu lock held. @flush_wait: returns 0 once no vCPU can use an old
+ * value of anything up to @ticket; with @may_wait false it starts what is needed and answers
+ * -EAGAIN if it is not so yet. No lock held.
  * @flush_done: is everything up to @ticket out of use? mmu lock held: no sleep.
  * @pin_lost: the host took a pinned page (@gfn, 4K) all the same. mmu lock held. May be NULL.
  */
@@ -104,7 +107,8 @@ struct umbra_mmu_ops {
 };
 
 enum umbra_mmu_flags {
-	UMBRA_MMU_RECORD_PFN = 1 << 0, /* remember the host frame of every leaf, for umbra_audit() */
+	UMBRA_MMU_RECORD_PFN =
+		1 << 0, /* remember the host frame of every leaf, for umbra_audit() */
 };
 
 /*
@@ -137,11 +141,12 @@ struct umbra_notifier *umbra_mmu_notifier(struct umbra_mmu *mmu);
 
 /* ---- roots ---------------------------------------------------------------------------------- */
 
-/* What a root translates. Composed roots (guest-virtual) find their leaves by rmap; not built yet: -ENOTSUP. */
+/* What a root translates. Composed roots (guest-virtual) find their leaves by rmap; not built yet:
+ * -ENOTSUP. */
 enum umbra_root_kind {
-	UMBRA_ROOT_DIRECT,   /* guest-physical, identity of gfn and table index; a CPU walks it      */
-	UMBRA_ROOT_MIRROR,   /* the same shape, walked by nobody: no flush is asked for its changes  */
-	UMBRA_ROOT_COMPOSED, /* guest-virtual, composed with the guest's own tables                   */
+	UMBRA_ROOT_DIRECT, /* guest-physical, identity of gfn and table index; a CPU walks it */
+	UMBRA_ROOT_MIRROR, /* the same shape, walked by nobody: no flush is asked for its changes */
+	UMBRA_ROOT_COMPOSED, /* guest-virtual, composed with the guest's own tables */
 };
 
 /*
@@ -165,15 +170,17 @@ int umbra_root_reserve(struct umbra_root *root, unsigned int index, uint64_t ent
 /* ---- memslots ------------------------------------------------------------------------------ */
 
 /*
- * umbra_memslot_add - Returns: 0; -EINVAL (empty, misaligned, overflow, beyond 2^47); -EEXIST (overlaps a slot
- * or the id is taken); -ENOMEM; -ESHUTDOWN.   Pairs with: umbra_memslot_remove().
+ * umbra_memslot_add - Returns: 0; -EINVAL (empty, misaligned, overflow, beyond 2^47); -EEXIST
+ * (overlaps a slot or the id is taken); -ENOMEM; -ESHUTDOWN.   Pairs with: umbra_memslot_remove().
  */
 int umbra_memslot_add(struct umbra_mmu *mmu, const struct umbra_memslot *slot);
 
-/* Drops every leaf of the slot and waits until no vCPU uses one. Returns: 0, -ENOENT, -EBUSY (pinned). */
+/* Drops every leaf of the slot and waits until no vCPU uses one. Returns: 0, -ENOENT, -EBUSY
+ * (pinned). */
 int umbra_memslot_remove(struct umbra_mmu *mmu, uint32_t id);
 
-/* The slot appears at @gfn instead, same hva and size. Returns: as add and remove; on error it stays. */
+/* The slot appears at @gfn instead, same hva and size. Returns: as add and remove; on error it
+ * stays. */
 int umbra_memslot_move(struct umbra_mmu *mmu, uint32_t id, gfn_t gfn, pfn_t out);
 
 /* Copies the slot holding @gfn. Returns: 0, -ENOENT. */
@@ -194,7 +201,8 @@ enum umbra_fault_result {
 	UMBRA_FAULT_NO_SLOT,   /* no memslot there: MMIO or a wild access                         */
 	UMBRA_FAULT_READONLY,  /* a write to a READONLY slot                                      */
 	UMBRA_FAULT_DENIED,    /* the host's mapping forbids this access (mprotect)               */
-	UMBRA_FAULT_BAD_HOST,  /* nothing is mapped at the hva, or it is poisoned; @error says which */
+	UMBRA_FAULT_BAD_HOST,  /* nothing is mapped at the hva, or it is poisoned; @error says which
+				*/
 	UMBRA_FAULT_NO_MEMORY, /* no table page to be had                                         */
 	UMBRA_FAULT_RELEASED,  /* after release                                                   */
 	UMBRA_FAULT_ERROR,     /* resolve failed otherwise: @error                                */
@@ -215,7 +223,8 @@ struct umbra_fault {
 /*
  * umbra_fault - one attempt to make @f->access at @f->gpa possible.
  * Context: any thread with no lock held; calls the resolve op, which may sleep.
- * RETRY is answered, never looped on: the caller first serves what it owes (shootdowns), then asks again.
+ * RETRY is answered, never looped on: the caller first serves what it owes (shootdowns), then asks
+ * again.
  */
 enum umbra_fault_result umbra_fault(struct umbra_root *root, struct umbra_fault *f);
 
@@ -236,15 +245,17 @@ int umbra_lookup(struct umbra_root *root, gpa_t gpa, struct umbra_translation *t
 
 /* ---- changes by the embedder -------------------------------------------------------------- */
 
-/* Drops the leaves of @r in every root; returns when no vCPU uses one. Pins do not forbid it: pages stay. */
+/* Drops the leaves of @r in every root; returns when no vCPU uses one. Pins do not forbid it: pages
+ * stay. */
 void umbra_zap(struct umbra_mmu *mmu, struct gfn_range r);
 
-/* Drops everything: unlinks at the top in O(1) of the memory's size, frees later (umbra_reclaim). */
+/* Drops everything: unlinks at the top in O(1) of the memory's size, frees later (umbra_reclaim).
+ */
 void umbra_zap_all(struct umbra_mmu *mmu);
 
 /*
- * umbra_reclaim - free up to @max tables that were unlinked whole; accessed and dirty of their leaves go to the log.
- * Returns: how many are left.
+ * umbra_reclaim - free up to @max tables that were unlinked whole; accessed and dirty of their
+ * leaves go to the log. Returns: how many are left.
  */
 uint64_t umbra_reclaim(struct umbra_mmu *mmu, uint64_t max);
 
@@ -258,9 +269,9 @@ void umbra_write_protect(struct umbra_mmu *mmu, struct gfn_range r);
 int64_t umbra_split(struct umbra_mmu *mmu, struct gfn_range r);
 
 /*
- * umbra_collapse - full tables of 512 x 4K in @r become one 2M leaf, where slot, congruence, equal rights and the
- * host (asked by resolve) allow it; accessed and dirty are ORed.
- * Context: may sleep. Returns: how many were collapsed.
+ * umbra_collapse - full tables of 512 x 4K in @r become one 2M leaf, where slot, congruence, equal
+ * rights and the host (asked by resolve) allow it; accessed and dirty are ORed. Context: may sleep.
+ * Returns: how many were collapsed.
  */
 int64_t umbra_collapse(struct umbra_mmu *mmu, struct gfn_range r);
 
@@ -269,9 +280,9 @@ int64_t umbra_collapse(struct umbra_mmu *mmu, struct gfn_range r);
 /*
  * umbra_log_collect - which pages of slot @id were accessed and written since the last collect.
  * @accessed, @dirty: one bit a 4K page, bit n of word n/64; npages bits; may be NULL. Overwritten.
- * A 2M leaf stands for its 512 pages. Bits in live leaves are cleared and flushed, so the next access is seen;
- * only bits asked for are cleared. The slot must have UMBRA_SLOT_LOG for exactness over zaps.
- * Returns: 0, -ENOENT.
+ * A 2M leaf stands for its 512 pages. Bits in live leaves are cleared and flushed, so the next
+ * access is seen; only bits asked for are cleared. The slot must have UMBRA_SLOT_LOG for exactness
+ * over zaps. Returns: 0, -ENOENT.
  */
 int umbra_log_collect(struct umbra_mmu *mmu, uint32_t id, uint64_t *accessed, uint64_t *dirty);
 
@@ -285,43 +296,46 @@ struct umbra_pin {
 };
 
 /*
- * umbra_pin - faults @npages from @gfn in (write access) and holds them: sources in this process refuse, with
- * -EBUSY, to relocate or reclaim them until unpinned. When the host takes one anyway it is reported by
- * ops->pin_lost and in @pin->lost.
+ * umbra_pin - faults @npages from @gfn in (write access) and holds them: sources in this process
+ * refuse, with -EBUSY, to relocate or reclaim them until unpinned. When the host takes one anyway
+ * it is reported by ops->pin_lost and in @pin->lost.
  * @pin: the caller's, untouched until unpin.
- * Returns: 0; -EAGAIN (invalidations kept coming: try again); -EFAULT, -EACCES, -ENOMEM, -ESHUTDOWN.
- * Pairs with: umbra_unpin(), which returns whether the pages stayed.
+ * Returns: 0; -EAGAIN (invalidations kept coming: try again); -EFAULT, -EACCES, -ENOMEM,
+ * -ESHUTDOWN. Pairs with: umbra_unpin(), which returns whether the pages stayed.
  */
 int umbra_pin(struct umbra_root *root, gfn_t gfn, uint64_t npages, struct umbra_pin *pin);
 bool umbra_unpin(struct umbra_mmu *mmu, struct umbra_pin *pin);
 
-/* ---- seeing ----------------------------------------------------------------------------------- */
+/* ---- seeing -----------------------------------------------------------------------------------
+ */
 
 struct umbra_leaf {
 	gfn_t gfn; /* first */
 	enum umbra_level level;
 	pfn_t pfn; /* first */
 	bool writable, accessed, dirty;
-	hva_t hva;	   /* of the first page */
+	hva_t hva;         /* of the first page */
 	uint64_t host_pfn; /* recorded at install, or UMBRA_HOST_PFN_UNKNOWN */
 	uint32_t slot_id;
 };
 
 /*
- * umbra_for_each_leaf - calls @fn for every present leaf meeting @r, ascending; absent subtrees are skipped.
- * Context: the mmu lock is held over all calls; @fn must not call the MMU. A non-zero return of @fn stops and is
- * returned.
+ * umbra_for_each_leaf - calls @fn for every present leaf meeting @r, ascending; absent subtrees are
+ * skipped. Context: the mmu lock is held over all calls; @fn must not call the MMU. A non-zero
+ * return of @fn stops and is returned.
  */
 int umbra_for_each_leaf(struct umbra_root *root, struct gfn_range r,
 			int (*fn)(void *arg, const struct umbra_leaf *leaf), void *arg);
 
-/* Is an invalidation that meets @r open? For checkers, called by an umbra_for_each_leaf callback or anywhere. */
+/* Is an invalidation that meets @r open? For checkers, called by an umbra_for_each_leaf callback or
+ * anywhere. */
 bool umbra_range_open_hint(struct umbra_mmu *mmu, struct hva_range r);
 
-/* One invalidation that has ended, or is still open (@ended false). */
+/* One invalidation. */
 struct umbra_event {
-	uint64_t nr; /* 1 is the first of this MMU */
-	mmu_seq_t seq;
+	uint64_t nr;   /* 1 is the first of this MMU */
+	mmu_seq_t seq; /* when it ended; when it began, while it is open */
+	bool open;
 	struct hva_range hva;
 	enum umbra_cause cause;
 	enum umbra_source source;
@@ -330,11 +344,12 @@ struct umbra_event {
 };
 
 /*
- * umbra_history - the newest invalidations that meet @r, newest first. The last UMBRA_HISTORY are kept.
- * Returns: how many were written.
+ * umbra_history - the newest invalidations that meet @r, newest first. The last UMBRA_HISTORY are
+ * kept. Returns: how many were written.
  */
 #define UMBRA_HISTORY 256
-unsigned int umbra_history(struct umbra_mmu *mmu, struct hva_range r, struct umbra_event *events, unsigned int max);
+unsigned int umbra_history(struct umbra_mmu *mmu, struct hva_range r, struct umbra_event *events,
+			   unsigned int max);
 
 /* clang-format off */
 #define UMBRA_STATS(X)                                                                             \
@@ -370,7 +385,7 @@ struct umbra_stats {
 #undef UMBRA_STATS_FIELD
 	/* gauges */
 	uint64_t leaves_4k, leaves_2m; /* present now, all roots */
-	uint64_t tables;	       /* table pages in use, roots and unlinked ones included */
+	uint64_t tables;               /* table pages in use, roots and unlinked ones included */
 	uint64_t tables_unlinked;      /* of these, waiting for umbra_reclaim() */
 	uint64_t slots;
 	mmu_seq_t seq;
@@ -378,10 +393,11 @@ struct umbra_stats {
 void umbra_mmu_stats(struct umbra_mmu *mmu, struct umbra_stats *stats);
 
 /*
- * umbra_check - every invariant of the tables (docs/invariants.md), one line to @report for each violation, which
- * begins with its number ("I7: ...").
- * Context: any time; takes the mmu lock. Returns: number of violations.
+ * umbra_check - every invariant of the tables (docs/invariants.md), one line to @report for each
+ * violation, which begins with its number ("I7: ..."). Context: any time; takes the mmu lock.
+ * Returns: number of violations.
  */
-unsigned int umbra_check(struct umbra_mmu *mmu, void (*report)(void *arg, const char *line), void *arg);
+unsigned int umbra_check(struct umbra_mmu *mmu, void (*report)(void *arg, const char *line),
+			 void *arg);
 
 #endif

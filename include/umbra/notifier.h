@@ -3,8 +3,8 @@
  * The notifier chain: who is told when the host's page tables are about to change, and how.
  *
  * The semantics are those of Linux's mmu_notifier. Sources (own calls, userfaultfd, the kernel
- * module) call the umbra_invalidate_* and umbra_*young functions; consumers (the shadow MMU, a device TLB, a
- * remote process) register a struct umbra_notifier.
+ * module) call the umbra_invalidate_* and umbra_*young functions; consumers (the shadow MMU, a
+ * device TLB, a remote process) register a struct umbra_notifier.
  */
 #ifndef UMBRA_NOTIFIER_H
 #define UMBRA_NOTIFIER_H
@@ -13,36 +13,36 @@
 
 /* Where an invalidation came from. Each has its own counters; see umbra/events.h for promises. */
 enum umbra_source {
-	UMBRA_SOURCE_OWN,	 /* our own system calls, exactly bracketed          */
-	UMBRA_SOURCE_UFFD,	 /* userfaultfd events                               */
-	UMBRA_SOURCE_MODULE,	 /* kernel callouts forwarded by the module          */
+	UMBRA_SOURCE_OWN,        /* our own system calls, exactly bracketed          */
+	UMBRA_SOURCE_UFFD,       /* userfaultfd events                               */
+	UMBRA_SOURCE_MODULE,     /* kernel callouts forwarded by the module          */
 	UMBRA_SOURCE_TRACEPOINT, /* KVM's tracepoints: a witness, never a source     */
-	UMBRA_SOURCE_CORE,	 /* the library itself: slot changes, collapse       */
-	UMBRA_SOURCE_TEST,	 /* synthetic, from tests and fuzzers                */
+	UMBRA_SOURCE_CORE,       /* the library itself: slot changes, collapse       */
+	UMBRA_SOURCE_TEST,       /* synthetic, from tests and fuzzers                */
 	UMBRA_SOURCE_NR
 };
 
 /* Why. For statistics and for people: correctness never depends on it (SEMANTICS A.2). */
 enum umbra_cause {
 	UMBRA_CAUSE_UNKNOWN,
-	UMBRA_CAUSE_UNMAP,	/* munmap, mmap over, mremap's old range            */
-	UMBRA_CAUSE_DISCARD,	/* MADV_DONTNEED                                    */
-	UMBRA_CAUSE_FREE,	/* MADV_FREE                                        */
-	UMBRA_CAUSE_REMOVE,	/* MADV_REMOVE, hole punch, truncate                */
-	UMBRA_CAUSE_PROTECT,	/* mprotect, userfaultfd write-protect              */
-	UMBRA_CAUSE_REMAP,	/* mremap                                           */
-	UMBRA_CAUSE_SWAP,	/* MADV_PAGEOUT, reclaim                            */
-	UMBRA_CAUSE_COLLAPSE,	/* 512 x 4K became one 2M page: all frames change   */
-	UMBRA_CAUSE_SPLIT,	/* a host hugepage is mapped by 4K now              */
-	UMBRA_CAUSE_FORK,	/* private pages became copy-on-write               */
-	UMBRA_CAUSE_COW,	/* a write gave a page a new frame                  */
-	UMBRA_CAUSE_MIGRATE,	/* moved to another frame                           */
-	UMBRA_CAUSE_MERGE,	/* KSM                                              */
+	UMBRA_CAUSE_UNMAP,      /* munmap, mmap over, mremap's old range            */
+	UMBRA_CAUSE_DISCARD,    /* MADV_DONTNEED                                    */
+	UMBRA_CAUSE_FREE,       /* MADV_FREE                                        */
+	UMBRA_CAUSE_REMOVE,     /* MADV_REMOVE, hole punch, truncate                */
+	UMBRA_CAUSE_PROTECT,    /* mprotect, userfaultfd write-protect              */
+	UMBRA_CAUSE_REMAP,      /* mremap                                           */
+	UMBRA_CAUSE_SWAP,       /* MADV_PAGEOUT, reclaim                            */
+	UMBRA_CAUSE_COLLAPSE,   /* 512 x 4K became one 2M page: all frames change   */
+	UMBRA_CAUSE_SPLIT,      /* a host hugepage is mapped by 4K now              */
+	UMBRA_CAUSE_FORK,       /* private pages became copy-on-write               */
+	UMBRA_CAUSE_COW,        /* a write gave a page a new frame                  */
+	UMBRA_CAUSE_MIGRATE,    /* moved to another frame                           */
+	UMBRA_CAUSE_MERGE,      /* KSM                                              */
 	UMBRA_CAUSE_SOFT_DIRTY, /* clear_refs 4: the whole address space            */
-	UMBRA_CAUSE_GUARD,	/* MADV_GUARD_INSTALL, poison                       */
-	UMBRA_CAUSE_MEMSLOT,	/* a memslot was removed or moved                   */
-	UMBRA_CAUSE_LOST,	/* a source may have lost an event: drop everything */
-	UMBRA_CAUSE_RELEASE,	/* the address space ends                           */
+	UMBRA_CAUSE_GUARD,      /* MADV_GUARD_INSTALL, poison                       */
+	UMBRA_CAUSE_MEMSLOT,    /* a memslot was removed or moved                   */
+	UMBRA_CAUSE_LOST,       /* a source may have lost an event: drop everything */
+	UMBRA_CAUSE_RELEASE,    /* the address space ends                           */
 	UMBRA_CAUSE_NR
 };
 
@@ -51,9 +51,10 @@ const char *umbra_source_name(enum umbra_source source);
 const char *umbra_cause_name(enum umbra_cause cause);
 
 enum umbra_range_flags {
-	UMBRA_RANGE_BLOCKABLE = 1 << 0, /* the consumer may sleep                                     */
-	UMBRA_RANGE_FORCED = 1 << 1,	/* the source cannot be refused: -EAGAIN and -EBUSY are void  */
-	UMBRA_RANGE_RELOCATES = 1 << 2, /* moves or frees pages: refused with -EBUSY while one is pinned */
+	UMBRA_RANGE_BLOCKABLE = 1 << 0, /* the consumer may sleep */
+	UMBRA_RANGE_FORCED = 1 << 1, /* the source cannot be refused: -EAGAIN and -EBUSY are void */
+	UMBRA_RANGE_RELOCATES =
+		1 << 2, /* moves or frees pages: refused with -EBUSY while one is pinned */
 };
 
 /*
@@ -79,13 +80,14 @@ struct umbra_notifier;
 /*
  * struct umbra_notifier_ops - what a consumer implements; NULL members are skipped.
  *
- * @invalidate_range_start: on return 0 the consumer uses nothing of the range and establishes nothing in
- *   it until the matching end. May sleep only if the range is BLOCKABLE; else it may return -EAGAIN.
- *   -EBUSY: something in a RELOCATES range is pinned. On error the consumer gets no end.
- *   A FORCED range is never refused: an error from the consumer of one is a bug and stops the program.
+ * @invalidate_range_start: on return 0 the consumer uses nothing of the range and establishes
+ * nothing in it until the matching end. May sleep only if the range is BLOCKABLE; else it may
+ * return -EAGAIN. -EBUSY: something in a RELOCATES range is pinned. On error the consumer gets no
+ * end. A FORCED range is never refused: an error from the consumer of one is a bug and stops the
+ * program.
  * @invalidate_range_end: counted, not matched with its start by range or nesting.
- * @clear_flush_young, @clear_young, @test_young: was anything in @r accessed since it was last cleared?
- *   Never sleep, never invalidate.
+ * @clear_flush_young, @clear_young, @test_young: was anything in @r accessed since it was last
+ * cleared? Never sleep, never invalidate.
  * @release: the address space is gone: drop all, establish nothing ever again. Idempotent.
  */
 struct umbra_notifier_ops {
@@ -121,7 +123,8 @@ struct umbra_os {
 	void (*bug)(const char *what) __attribute__((noreturn));
 };
 
-/* The ordinary one: malloc, pthread mutexes, sched_yield, a message and abort(). In shadow/events. */
+/* The ordinary one: malloc, pthread mutexes, sched_yield, a message and abort(). In shadow/events.
+ */
 extern const struct umbra_os umbra_os_posix;
 
 #define UMBRA_CHAIN_MAX 16 /* consumers on one chain */
@@ -136,8 +139,8 @@ int umbra_chain_create(struct umbra_chain **chain, const struct umbra_os *os);
 void umbra_chain_destroy(struct umbra_chain *chain);
 
 /*
- * umbra_chain_register - add a consumer. If invalidations are open, it is told of them (one start for
- * each, over the union of what is open) before this returns, so that its counts balance.
+ * umbra_chain_register - add a consumer. If invalidations are open, it is told of them (one start
+ * for each, over the union of what is open) before this returns, so that its counts balance.
  * Context: any thread, not from a callback.
  * Returns: 0, -ENOSPC, -EALREADY, -EAGAIN when the consumer refused an open range (try again).
  * Pairs with: umbra_chain_unregister().
@@ -153,12 +156,12 @@ void umbra_chain_unregister(struct umbra_chain *chain, struct umbra_notifier *n)
 /*
  * umbra_invalidate_start - the host is about to change @r.
  *
- * On return 0 no consumer uses a translation of @r, and none is established until the matching end. Calls
- * nest, overlap and come from many threads.
+ * On return 0 no consumer uses a translation of @r, and none is established until the matching end.
+ * Calls nest, overlap and come from many threads.
  *
  * Context: any thread; may wait if BLOCKABLE.
- * Returns: 0; -EAGAIN for a non-blockable range that somebody would have to wait for; -EBUSY for a RELOCATES
- *   range with a pinned page. On error nothing is open. A FORCED range always succeeds.
+ * Returns: 0; -EAGAIN for a non-blockable range that somebody would have to wait for; -EBUSY for a
+ * RELOCATES range with a pinned page. On error nothing is open. A FORCED range always succeeds.
  * Pairs with: umbra_invalidate_end().
  */
 int umbra_invalidate_start(struct umbra_chain *chain, const struct umbra_range *r);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* Address kinds, ranges and sequence numbers: one-member structs, so that mixing them does not compile. */
+/* Address kinds, ranges and sequence numbers: one-member structs, so that mixing them does not
+ * compile. */
 #ifndef UMBRA_TYPES_H
 #define UMBRA_TYPES_H
 
@@ -8,9 +9,9 @@
 #include <stdint.h>
 
 #define UMBRA_PAGE_SHIFT 12
-#define UMBRA_PAGE_SIZE	 (1ULL << UMBRA_PAGE_SHIFT)
+#define UMBRA_PAGE_SIZE  (1ULL << UMBRA_PAGE_SHIFT)
 #define UMBRA_HUGE_SHIFT 21
-#define UMBRA_HUGE_SIZE	 (1ULL << UMBRA_HUGE_SHIFT)
+#define UMBRA_HUGE_SIZE  (1ULL << UMBRA_HUGE_SHIFT)
 #define UMBRA_HUGE_PAGES 512ULL /* 4K pages in a 2M page */
 
 /* clang-format off */

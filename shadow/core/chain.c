@@ -1,0 +1,331 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * The notifier chain. Its lock guards the list and the counts and is not held over callbacks of
+ * start and end, so that invalidations from many threads run side by side.
+ */
+#include <errno.h>
+
+#include <umbra/notifier.h>
+
+struct member {
+	struct umbra_notifier *n; /* NULL: free */
+	uint64_t joined;          /* number of this membership, never used twice */
+	uint32_t in_flight;       /* callbacks running */
+};
+
+struct open_state {
+	struct umbra_chain_counts counts;
+	uint64_t lo, hi;
+};
+
+struct umbra_chain {
+	const struct umbra_os *os;
+	void *lock;
+	/* under lock */
+	struct member members[UMBRA_CHAIN_MAX];
+	uint64_t joins;
+	struct open_state sources[UMBRA_SOURCE_NR];
+};
+
+/* Which members a call goes to, fixed under the lock; each is held (in_flight) until put. */
+struct round {
+	uint32_t mask;
+	struct umbra_notifier *n[UMBRA_CHAIN_MAX];
+	uint64_t joined[UMBRA_CHAIN_MAX];
+};
+
+static void lock(struct umbra_chain *c)
+{
+	c->os->mutex_lock(c->lock);
+}
+
+static void unlock(struct umbra_chain *c)
+{
+	c->os->mutex_unlock(c->lock);
+}
+
+int umbra_chain_create(struct umbra_chain **chain, const struct umbra_os *os)
+{
+	struct umbra_chain *c = os->alloc(sizeof(*c));
+
+	if (!c)
+		return -ENOMEM;
+	c->os = os;
+	c->lock = os->mutex_create();
+	if (!c->lock) {
+		os->free(c, sizeof(*c));
+		return -ENOMEM;
+	}
+	*chain = c;
+	return 0;
+}
+
+void umbra_chain_destroy(struct umbra_chain *chain)
+{
+	const struct umbra_os *os = chain->os;
+
+	for (unsigned int i = 0; i < UMBRA_CHAIN_MAX; i++)
+		if (chain->members[i].n)
+			os->bug("a notifier chain is destroyed with a consumer on it");
+	os->mutex_destroy(chain->lock);
+	os->free(chain, sizeof(*chain));
+}
+
+/* Lock held. */
+static void round_get(struct umbra_chain *c, struct round *r)
+{
+	r->mask = 0;
+	for (unsigned int i = 0; i < UMBRA_CHAIN_MAX; i++) {
+		struct member *m = &c->members[i];
+
+		if (!m->n)
+			continue;
+		m->in_flight++;
+		r->n[i] = m->n;
+		r->joined[i] = m->joined;
+		r->mask |= 1U << i;
+	}
+}
+
+/* Lock held. A member with callbacks in flight is not replaced, so the place is still its own. */
+static void round_put(struct umbra_chain *c, const struct round *r)
+{
+	for (unsigned int i = 0; i < UMBRA_CHAIN_MAX; i++)
+		if (r->mask >> i & 1)
+			c->members[i].in_flight--;
+}
+
+static void count_begin(struct umbra_chain *c, const struct umbra_range *r)
+{
+	struct open_state *s = &c->sources[r->source];
+
+	if (s->counts.begun == s->counts.ended) {
+		s->lo = r->hull.start.v;
+		s->hi = r->hull.end.v;
+	} else {
+		if (r->hull.start.v < s->lo)
+			s->lo = r->hull.start.v;
+		if (r->hull.end.v > s->hi)
+			s->hi = r->hull.end.v;
+	}
+	s->counts.begun++;
+}
+
+static void count_end(struct umbra_chain *c, const struct umbra_range *r)
+{
+	struct open_state *s = &c->sources[r->source];
+
+	if (s->counts.begun == s->counts.ended)
+		c->os->bug("I10: an invalidation ends that has not begun");
+	s->counts.ended++;
+}
+
+int umbra_chain_register(struct umbra_chain *chain, struct umbra_notifier *n)
+{
+	struct member *m = NULL;
+	int rc = 0;
+
+	lock(chain);
+	for (unsigned int i = 0; i < UMBRA_CHAIN_MAX; i++) {
+		if (chain->members[i].n == n)
+			rc = -EALREADY;
+		if (!chain->members[i].n && !m)
+			m = &chain->members[i];
+	}
+	if (!rc && !m)
+		rc = -ENOSPC;
+	if (rc) {
+		unlock(chain);
+		return rc;
+	}
+	/* its counts must balance with the ends still to come: one start for each that is open */
+	for (unsigned int i = 0; i < UMBRA_SOURCE_NR; i++) {
+		const struct open_state *s = &chain->sources[i];
+		const struct umbra_range r = {
+			.hull = { { s->lo }, { s->hi } },
+			.flags = UMBRA_RANGE_BLOCKABLE | UMBRA_RANGE_FORCED,
+			.source = (enum umbra_source)i,
+		};
+
+		for (uint64_t k = s->counts.ended;
+		     k != s->counts.begun && n->ops->invalidate_range_start; k++)
+			if (n->ops->invalidate_range_start(n, &r))
+				chain->os->bug("a consumer refused a forced invalidation");
+	}
+	m->n = n;
+	m->joined = ++chain->joins;
+	m->in_flight = 0;
+	unlock(chain);
+	return 0;
+}
+
+void umbra_chain_unregister(struct umbra_chain *chain, struct umbra_notifier *n)
+{
+	struct member *m = NULL;
+
+	if (n->ops->release)
+		n->ops->release(n);
+	lock(chain);
+	for (unsigned int i = 0; i < UMBRA_CHAIN_MAX; i++)
+		if (chain->members[i].n == n)
+			m = &chain->members[i];
+	while (m && m->in_flight) {
+		unlock(chain);
+		chain->os->relax();
+		lock(chain);
+	}
+	if (m)
+		m->n = NULL;
+	unlock(chain);
+}
+
+static void end_members(const struct round *round, const struct umbra_range *r, uint32_t mask)
+{
+	for (unsigned int i = 0; i < UMBRA_CHAIN_MAX; i++)
+		if ((round->mask & mask) >> i & 1 && round->n[i]->ops->invalidate_range_end)
+			round->n[i]->ops->invalidate_range_end(round->n[i], r);
+}
+
+/*
+ * A start failed at some member: those told before it (@told), and those that joined since and got
+ * the open range at registration, are told that it ended.
+ */
+static void roll_back(struct umbra_chain *chain, const struct umbra_range *r,
+		      const struct round *started, uint32_t told)
+{
+	uint32_t mask = 0;
+	struct round now;
+
+	lock(chain);
+	count_end(chain, r);
+	round_get(chain, &now);
+	round_put(chain, started);
+	unlock(chain);
+	for (unsigned int i = 0; i < UMBRA_CHAIN_MAX; i++) {
+		const bool same =
+			(started->mask & now.mask) >> i & 1 && started->joined[i] == now.joined[i];
+
+		if (!same || told >> i & 1)
+			mask |= 1U << i;
+	}
+	end_members(&now, r, mask);
+	lock(chain);
+	round_put(chain, &now);
+	unlock(chain);
+}
+
+int umbra_invalidate_start(struct umbra_chain *chain, const struct umbra_range *r)
+{
+	struct round round;
+	uint32_t told = 0;
+	int rc = 0;
+
+	lock(chain);
+	count_begin(chain, r);
+	round_get(chain, &round);
+	unlock(chain);
+
+	for (unsigned int i = 0; i < UMBRA_CHAIN_MAX && !rc; i++) {
+		struct umbra_notifier *n = round.n[i];
+
+		if (!(round.mask >> i & 1))
+			continue;
+		if (n->ops->invalidate_range_start)
+			rc = n->ops->invalidate_range_start(n, r);
+		if (!rc)
+			told |= 1U << i;
+	}
+	if (rc) {
+		if (r->flags & UMBRA_RANGE_FORCED)
+			chain->os->bug("a consumer refused a forced invalidation");
+		roll_back(chain, r, &round, told);
+		return rc;
+	}
+	lock(chain);
+	round_put(chain, &round);
+	unlock(chain);
+	return 0;
+}
+
+void umbra_invalidate_end(struct umbra_chain *chain, const struct umbra_range *r)
+{
+	struct round round;
+
+	lock(chain);
+	count_end(chain, r);
+	round_get(chain, &round);
+	unlock(chain);
+	end_members(&round, r, UINT32_MAX);
+	lock(chain);
+	round_put(chain, &round);
+	unlock(chain);
+}
+
+enum young_op { YOUNG_CLEAR_FLUSH, YOUNG_CLEAR, YOUNG_TEST };
+
+static bool young(struct umbra_chain *chain, struct hva_range r, enum young_op op)
+{
+	struct round round;
+	bool any = false;
+
+	lock(chain);
+	round_get(chain, &round);
+	unlock(chain);
+	for (unsigned int i = 0; i < UMBRA_CHAIN_MAX; i++) {
+		const struct umbra_notifier_ops *ops;
+		bool (*fn)(struct umbra_notifier * n, struct hva_range r);
+
+		if (!(round.mask >> i & 1))
+			continue;
+		ops = round.n[i]->ops;
+		fn = op == YOUNG_TEST    ? ops->test_young
+		     : op == YOUNG_CLEAR ? ops->clear_young
+					 : ops->clear_flush_young;
+		if (fn)
+			any |= fn(round.n[i], r); /* all are asked: each must clear its own */
+	}
+	lock(chain);
+	round_put(chain, &round);
+	unlock(chain);
+	return any;
+}
+
+bool umbra_clear_flush_young(struct umbra_chain *chain, struct hva_range r)
+{
+	return young(chain, r, YOUNG_CLEAR_FLUSH);
+}
+
+bool umbra_clear_young(struct umbra_chain *chain, struct hva_range r)
+{
+	return young(chain, r, YOUNG_CLEAR);
+}
+
+bool umbra_test_young(struct umbra_chain *chain, struct hva_range r)
+{
+	return young(chain, r, YOUNG_TEST);
+}
+
+void umbra_release(struct umbra_chain *chain)
+{
+	struct round round;
+
+	lock(chain);
+	round_get(chain, &round);
+	unlock(chain);
+	for (unsigned int i = 0; i < UMBRA_CHAIN_MAX; i++)
+		if (round.mask >> i & 1 && round.n[i]->ops->release)
+			round.n[i]->ops->release(round.n[i]);
+	lock(chain);
+	round_put(chain, &round);
+	unlock(chain);
+}
+
+struct umbra_chain_counts umbra_chain_counts(struct umbra_chain *chain, enum umbra_source source)
+{
+	struct umbra_chain_counts counts;
+
+	lock(chain);
+	counts = chain->sources[source].counts;
+	unlock(chain);
+	return counts;
+}

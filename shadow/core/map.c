@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* The only writer of entries: every change ends in spte_change, which holds old against new. */
+#include <errno.h>
+
+#include "private.h"
+
+/* Is a change from @it->old to @now one that may ever happen? If not, an invariant of ours is
+ * broken. */
+static void check_change(const struct umbra_mmu *mmu, const struct spte_iter *it, uint64_t now)
+{
+	const uint64_t old = it->old;
+	const unsigned int level = it->level;
+
+	if (mmu->tables[it->table].state != TABLE_LIVE)
+		mmu->os->bug("I13: an entry is changed in a table that is not live");
+	if (!spte_present(now)) {
+		if (now)
+			mmu->os->bug("I3: an absent entry is not zero");
+		return;
+	}
+	if ((now & ~SPTE_LEGAL) || !(now & SPTE_USER))
+		mmu->os->bug("I3: an entry has bits that no entry of ours has");
+	if (spte_is_leaf(now, level)) {
+		if (level == UMBRA_LEVEL_2M && (spte_pfn(now) & (UMBRA_HUGE_PAGES - 1)))
+			mmu->os->bug("I6: a 2M leaf to a frame that is not 2M aligned");
+		if (spte_present(old) && !spte_is_leaf(old, level))
+			mmu->os->bug("I3: a leaf replaces a table that is still linked");
+		if (spte_present(old) && spte_pfn(old) != spte_pfn(now))
+			mmu->os->bug("I4: a leaf is replaced by a leaf to another frame");
+		return;
+	}
+	if (now & SPTE_PS)
+		mmu->os->bug("I3: a leaf above 2M");
+	if (spte_present(old)) {
+		const uint64_t *child = table_entries(mmu, spte_child(mmu, now));
+
+		/* a split: the children say what the leaf said */
+		if (!spte_is_leaf(old, level) || spte_read(&child[0]) != spte_split_child(old, 0) ||
+		    spte_read(&child[SPTE_ENTRIES - 1]) != spte_split_child(old, SPTE_ENTRIES - 1))
+			mmu->os->bug("I4: a split changes what is mapped");
+	}
+}
+
+static void account(struct umbra_mmu *mmu, const struct spte_iter *it, uint64_t now)
+{
+	struct table *t = &mmu->tables[it->table];
+	struct umbra_root *root = it->root;
+	uint64_t *leaves = it->level == UMBRA_LEVEL_4K ? &root->leaves_4k : &root->leaves_2m;
+
+	if (spte_present(now) && !spte_present(it->old))
+		t->count++;
+	if (!spte_present(now) && spte_present(it->old))
+		t->count--;
+	if (spte_present(now) && spte_is_leaf(now, it->level))
+		++*leaves;
+	if (spte_present(it->old) && spte_is_leaf(it->old, it->level))
+		--*leaves;
+	if (t->host_pfns && (!spte_present(now) || !spte_is_leaf(now, it->level)))
+		t->host_pfns[it->slot] = UMBRA_HOST_PFN_UNKNOWN;
+}
+
+bool spte_change(struct umbra_mmu *mmu, struct spte_iter *it, uint64_t now)
+{
+	uint64_t seen = it->old;
+
+	check_change(mmu, it, now);
+	while (!__atomic_compare_exchange_n(it->sptep, &seen, now, false, __ATOMIC_ACQ_REL,
+					    __ATOMIC_ACQUIRE)) {
+		const uint64_t set = (seen & ~it->old) & (SPTE_ACCESSED | SPTE_DIRTY);
+		const bool only_ad = spte_present(seen) && spte_same_but_ad(seen, it->old);
+
+		it->old = seen;
+		if (!only_ad || spte_is_table(now, it->level))
+			return false;
+		if (spte_present(now))
+			now |= set; /* the CPU used it meanwhile: never lose that */
+	}
+	account(mmu, it, now);
+	if (spte_needs_flush(it->old, now))
+		flush_queue(mmu, it);
+	return true;
+}
+
+int map_tables(struct umbra_root *root, uint64_t gfn, unsigned int level, struct spte_iter *it)
+{
+	struct umbra_mmu *mmu = root->mmu;
+
+	for (;;) {
+		int64_t child;
+
+		walk_to(root, gfn, level, it);
+		if (it->level == level)
+			return 0;
+		if (spte_present(it->old))
+			return -EEXIST;
+		child = table_new(root, it->level - 1U, gfn);
+		if (child < 0) {
+			map_prune(mmu, it->table); /* do not leave empty tables behind */
+			return (int)child;
+		}
+		table_link(mmu, (uint32_t)child, it->table, it->slot);
+		if (!spte_change(mmu, it,
+				 spte_make_table(mmu->config.window_phys +
+						 ((uint64_t)child << UMBRA_PAGE_SHIFT))))
+			mmu->os->bug("I1: an absent entry changed under the lock");
+	}
+}
+
+void map_record_pfn(struct umbra_mmu *mmu, const struct spte_iter *it, uint64_t host_pfn)
+{
+	if (mmu->tables[it->table].host_pfns)
+		mmu->tables[it->table].host_pfns[it->slot] = host_pfn;
+}
+
+uint64_t map_recorded_pfn(const struct umbra_mmu *mmu, const struct spte_iter *it)
+{
+	const struct table *t = &mmu->tables[it->table];
+
+	return t->host_pfns ? t->host_pfns[it->slot] : UMBRA_HOST_PFN_UNKNOWN;
+}
+
+/* Cuts an empty table off its parent, which is returned. */
+static uint32_t unlink_empty(struct umbra_mmu *mmu, uint32_t table)
+{
+	const struct table *t = &mmu->tables[table];
+	const uint32_t parent = t->parent;
+	struct spte_iter it = {
+		.root = t->root,
+		.sptep = table_entries(mmu, parent) + t->slot,
+		.gfn = t->gfn,
+		.table = parent,
+		.slot = t->slot,
+		.level = (uint8_t)(t->level + 1),
+	};
+
+	it.old = spte_read(it.sptep);
+	if (!spte_change(mmu, &it, 0))
+		mmu->os->bug("I1: a table entry changed under the lock");
+	table_retire(mmu, table, true);
+	return parent;
+}
+
+static bool is_empty_child(const struct umbra_mmu *mmu, uint32_t table)
+{
+	return mmu->tables[table].count == 0 && mmu->tables[table].parent != NO_TABLE;
+}
+
+void map_prune(struct umbra_mmu *mmu, uint32_t table)
+{
+	while (is_empty_child(mmu, table))
+		table = unlink_empty(mmu, table);
+}
+
+/* Drops the leaf without looking at the table it leaves empty. */
+static void drop_leaf(struct umbra_mmu *mmu, struct spte_iter *it)
+{
+	if (!spte_change(mmu, it, 0))
+		mmu->os->bug("I4: a leaf changed under the lock");
+	slot_log(mmu, it->gfn, it->level, it->old);
+	if (it->level == UMBRA_LEVEL_4K)
+		mmu->stats.zapped_4k++;
+	else
+		mmu->stats.zapped_2m++;
+}
+
+void map_drop_leaf(struct umbra_mmu *mmu, struct spte_iter *it)
+{
+	drop_leaf(mmu, it);
+	map_prune(mmu, it->table);
+}
+
+/* Cuts off a whole table of 4K leaves by one entry; its leaves are read and cleared when no CPU
+ * walks it. */
+static void unlink_leaves(struct umbra_mmu *mmu, struct spte_iter *it, struct zapped *zapped)
+{
+	const uint32_t child = spte_child(mmu, it->old);
+	const uint16_t leaves = mmu->tables[child].count;
+
+	if (!spte_change(mmu, it, 0))
+		mmu->os->bug("I1: a table entry changed under the lock");
+	it->root->leaves_4k -= leaves;
+	mmu->stats.zapped_4k += leaves;
+	zapped->leaves_4k += leaves;
+	table_retire(mmu, child, false);
+}
+
+static void zap_table(struct umbra_root *root, uint32_t table, struct gfn_range r,
+		      struct zapped *zapped)
+{
+	struct umbra_mmu *mmu = root->mmu;
+	const struct table *t = &mmu->tables[table];
+	const unsigned int level = t->level;
+	const uint64_t span = spte_span(level), limit = t->gfn + span * SPTE_ENTRIES;
+	const uint64_t start = r.start.v > t->gfn ? r.start.v : t->gfn;
+	const uint64_t end = r.end.v < limit ? r.end.v : limit;
+	struct spte_iter it = { .root = root, .table = table, .level = (uint8_t)level };
+
+	it.gfn = start & ~(span - 1);
+	it.slot = (uint16_t)spte_slot(it.gfn, level);
+	it.sptep = table_entries(mmu, table) + it.slot;
+	for (; it.gfn < end && t->count; it.gfn += span, it.slot++, it.sptep++) {
+		it.old = spte_read(it.sptep);
+		if (!spte_present(it.old))
+			continue;
+		if (spte_is_leaf(it.old, level)) {
+			drop_leaf(mmu, &it);
+			if (level == UMBRA_LEVEL_4K)
+				zapped->leaves_4k++;
+			else
+				zapped->leaves_2m++;
+		} else if (level == UMBRA_LEVEL_2M && it.gfn >= r.start.v &&
+			   it.gfn + span <= r.end.v &&
+			   mmu->tables[spte_child(mmu, it.old)].count > 1) {
+			unlink_leaves(mmu, &it, zapped);
+		} else {
+			/* a child that gets empty cuts itself off */
+			zap_table(root, spte_child(mmu, it.old), r, zapped);
+		}
+	}
+	if (is_empty_child(mmu, table))
+		unlink_empty(mmu, table);
+}
+
+void map_zap(struct umbra_root *root, struct gfn_range r, struct zapped *zapped)
+{
+	if (r.end.v > GFN_LIMIT)
+		r.end.v = GFN_LIMIT;
+	if (!gfn_range_empty(r))
+		zap_table(root, root->table, r, zapped);
+}
+
+void map_zap_root(struct umbra_root *root)
+{
+	struct umbra_mmu *mmu = root->mmu;
+
+	for (unsigned int i = 0; i < SPTE_ENTRIES && mmu->tables[root->table].count; i++) {
+		struct spte_iter it = {
+			.root = root,
+			.sptep = table_entries(mmu, root->table) + i,
+			.gfn = i * spte_span(UMBRA_LEVEL_512G),
+			.table = root->table,
+			.slot = (uint16_t)i,
+			.level = UMBRA_LEVEL_512G,
+		};
+
+		if (root->reserved[i / 64] >> (i % 64) & 1)
+			continue;
+		it.old = spte_read(it.sptep);
+		if (!spte_present(it.old))
+			continue;
+		if (!spte_change(mmu, &it, 0))
+			mmu->os->bug("I1: a table entry changed under the lock");
+		table_retire(mmu, spte_child(mmu, it.old), false);
+	}
+	mmu->stats.zapped_4k += root->leaves_4k;
+	mmu->stats.zapped_2m += root->leaves_2m;
+	root->leaves_4k = 0;
+	root->leaves_2m = 0;
+}

@@ -1,0 +1,371 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* Memslots: which host memory stands at which guest frames, and the log of dropped accessed and
+ * dirty bits. */
+#include <errno.h>
+#include <string.h>
+
+#include "private.h"
+
+/* Index of the first slot that ends after @gfn. */
+static uint32_t slot_index(const struct umbra_mmu *mmu, uint64_t gfn)
+{
+	uint32_t lo = 0, hi = mmu->nslots;
+
+	while (lo < hi) {
+		const uint32_t mid = lo + (hi - lo) / 2;
+		const struct umbra_memslot *s = &mmu->slots[mid].pub;
+
+		if (s->gfn.v + s->npages > gfn)
+			hi = mid;
+		else
+			lo = mid + 1;
+	}
+	return lo;
+}
+
+struct slot *slot_of_gfn(struct umbra_mmu *mmu, uint64_t gfn)
+{
+	const uint32_t i = slot_index(mmu, gfn);
+
+	return i < mmu->nslots && mmu->slots[i].pub.gfn.v <= gfn ? &mmu->slots[i] : NULL;
+}
+
+static struct slot *slot_of_id(struct umbra_mmu *mmu, uint32_t id)
+{
+	for (uint32_t i = 0; i < mmu->nslots; i++)
+		if (mmu->slots[i].pub.id == id)
+			return &mmu->slots[i];
+	return NULL;
+}
+
+enum umbra_level slot_max_level(const struct slot *slot, uint64_t gfn)
+{
+	const uint64_t mask = UMBRA_HUGE_PAGES - 1;
+	const uint64_t block = gfn & ~mask;
+	const struct umbra_memslot *s = &slot->pub;
+
+	if ((s->flags & UMBRA_SLOT_4K_ONLY) || block < s->gfn.v ||
+	    block + UMBRA_HUGE_PAGES > s->gfn.v + s->npages)
+		return UMBRA_LEVEL_4K;
+	/* gpa, hva and output frame must agree modulo 2M */
+	if (((s->gfn.v ^ (s->hva.v >> UMBRA_PAGE_SHIFT)) & mask) || ((s->gfn.v ^ s->out.v) & mask))
+		return UMBRA_LEVEL_4K;
+	return UMBRA_LEVEL_2M;
+}
+
+static uint64_t log_words(uint64_t npages)
+{
+	return (npages + 63) / 64;
+}
+
+static void bits_set(uint64_t *bits, uint64_t first, uint64_t n)
+{
+	for (uint64_t i = first; i < first + n; i++)
+		bits[i / 64] |= 1ULL << (i % 64);
+}
+
+void slot_log(struct umbra_mmu *mmu, uint64_t gfn, unsigned int level, uint64_t entry)
+{
+	struct slot *s;
+	uint64_t first;
+
+	if (!(entry & (SPTE_ACCESSED | SPTE_DIRTY)))
+		return;
+	s = slot_of_gfn(mmu, gfn);
+	if (!s || !s->log_accessed)
+		return;
+	first = gfn - s->pub.gfn.v;
+	if (spte_accessed(entry))
+		bits_set(s->log_accessed, first, spte_span(level));
+	if (spte_dirty(entry))
+		bits_set(s->log_dirty, first, spte_span(level));
+}
+
+static int slot_validate(struct umbra_mmu *mmu, const struct umbra_memslot *s, uint32_t but_index)
+{
+	const uint64_t hva_mask = UMBRA_PAGE_SIZE - 1;
+
+	if (s->npages == 0 || s->npages > GFN_LIMIT || s->gfn.v > GFN_LIMIT - s->npages)
+		return -EINVAL;
+	if ((s->hva.v & hva_mask) || s->hva.v > UINT64_MAX - (s->npages << UMBRA_PAGE_SHIFT))
+		return -EINVAL;
+	if (s->out.v > (SPTE_ADDR >> UMBRA_PAGE_SHIFT) - (s->npages - 1))
+		return -EINVAL;
+	for (uint32_t i = 0; i < mmu->nslots; i++) {
+		const struct umbra_memslot *o = &mmu->slots[i].pub;
+
+		if (i == but_index)
+			continue;
+		if (o->id == s->id ||
+		    (s->gfn.v < o->gfn.v + o->npages && o->gfn.v < s->gfn.v + s->npages))
+			return -EEXIST;
+	}
+	return 0;
+}
+
+/* Room for one more slot in both indices. */
+static int slots_reserve(struct umbra_mmu *mmu)
+{
+	const uint32_t cap = mmu->slots_cap ? mmu->slots_cap * 2 : 8;
+	struct slot *slots;
+	struct slot_by_hva *by_hva;
+
+	if (mmu->nslots < mmu->slots_cap)
+		return 0;
+	slots = mmu->os->alloc(cap * sizeof(*slots));
+	by_hva = mmu->os->alloc(cap * sizeof(*by_hva));
+	if (!slots || !by_hva) {
+		if (slots)
+			mmu->os->free(slots, cap * sizeof(*slots));
+		if (by_hva)
+			mmu->os->free(by_hva, cap * sizeof(*by_hva));
+		return -ENOMEM;
+	}
+	if (mmu->slots_cap) {
+		memcpy(slots, mmu->slots, mmu->nslots * sizeof(*slots));
+		mmu->os->free(mmu->slots, mmu->slots_cap * sizeof(*slots));
+		mmu->os->free(mmu->by_hva, mmu->slots_cap * sizeof(*by_hva));
+	}
+	mmu->slots = slots;
+	mmu->by_hva = by_hva;
+	mmu->slots_cap = cap;
+	return 0;
+}
+
+static void slots_changed(struct umbra_mmu *mmu)
+{
+	mmu->slots_gen++; /* faults that resolved against the old slots retry */
+	mmu->stats.slots = mmu->nslots;
+	rmap_rebuild(mmu);
+}
+
+static void slots_insert(struct umbra_mmu *mmu, const struct slot *s)
+{
+	const uint32_t i = slot_index(mmu, s->pub.gfn.v);
+
+	memmove(&mmu->slots[i + 1], &mmu->slots[i], (mmu->nslots - i) * sizeof(*s));
+	mmu->slots[i] = *s;
+	mmu->nslots++;
+}
+
+static void slots_delete(struct umbra_mmu *mmu, const struct slot *s)
+{
+	const uint32_t i = (uint32_t)(s - mmu->slots);
+
+	memmove(&mmu->slots[i], &mmu->slots[i + 1], (mmu->nslots - i - 1) * sizeof(*s));
+	mmu->nslots--;
+}
+
+static void log_free(struct umbra_mmu *mmu, struct slot *s)
+{
+	const uint64_t bytes = log_words(s->pub.npages) * sizeof(uint64_t);
+
+	if (s->log_accessed)
+		mmu->os->free(s->log_accessed, bytes);
+	if (s->log_dirty)
+		mmu->os->free(s->log_dirty, bytes);
+	s->log_accessed = NULL;
+	s->log_dirty = NULL;
+}
+
+int umbra_memslot_add(struct umbra_mmu *mmu, const struct umbra_memslot *slot)
+{
+	const uint32_t known = UMBRA_SLOT_READONLY | UMBRA_SLOT_4K_ONLY | UMBRA_SLOT_LOG;
+	struct slot s = { .pub = *slot };
+	int rc;
+
+	if (slot->flags & ~known)
+		return -EINVAL;
+	mmu_lock(mmu);
+	rc = mmu->released ? -ESHUTDOWN : slot_validate(mmu, slot, UINT32_MAX);
+	if (!rc)
+		rc = slots_reserve(mmu);
+	if (!rc && (slot->flags & UMBRA_SLOT_LOG)) {
+		const uint64_t bytes = log_words(slot->npages) * sizeof(uint64_t);
+
+		s.log_accessed = mmu->os->alloc(bytes);
+		s.log_dirty = mmu->os->alloc(bytes);
+		if (!s.log_accessed || !s.log_dirty) {
+			log_free(mmu, &s);
+			rc = -ENOMEM;
+		}
+	}
+	if (!rc) {
+		slots_insert(mmu, &s);
+		slots_changed(mmu);
+	}
+	mmu_unlock(mmu);
+	return rc;
+}
+
+static struct umbra_range slot_range(const struct slot *s)
+{
+	return (struct umbra_range){
+		.hull = { s->pub.hva, { s->pub.hva.v + (s->pub.npages << UMBRA_PAGE_SHIFT) } },
+		.flags = UMBRA_RANGE_BLOCKABLE,
+		.cause = UMBRA_CAUSE_MEMSLOT,
+		.source = UMBRA_SOURCE_CORE,
+	};
+}
+
+/*
+ * Opens a bracket over slot @id, drops its leaves in all roots and waits until none is in use. Lock
+ * held before and after, dropped between. On success the bracket @r is still open and the slot is
+ * there.
+ */
+static int slot_quiesce(struct umbra_mmu *mmu, uint32_t id, struct umbra_range *r)
+{
+	struct slot *s = slot_of_id(mmu, id);
+	struct zapped zapped = { 0, 0 };
+	struct gfn_range g;
+	uint64_t ticket;
+
+	if (!s)
+		return -ENOENT;
+	g = (struct gfn_range){ s->pub.gfn, { s->pub.gfn.v + s->pub.npages } };
+	if (pin_in_gfns(mmu, g))
+		return -EBUSY;
+	*r = slot_range(s);
+	for (struct umbra_root *root = mmu->roots; root; root = root->next)
+		map_zap(root, g, &zapped);
+	inv_begin(mmu, r, &zapped);
+	ticket = flush_post(mmu);
+	mmu_unlock(mmu);
+	flush_wait(mmu, ticket, true);
+	mmu_lock(mmu);
+	tables_drain(mmu); /* the last bits go to the log while the slot is where they belong */
+	s = slot_of_id(mmu, id);
+	if (!s || s->pub.gfn.v != g.start.v) {
+		inv_finish(mmu, r);
+		return -ENOENT; /* another thread was faster */
+	}
+	return 0;
+}
+
+int umbra_memslot_remove(struct umbra_mmu *mmu, uint32_t id)
+{
+	struct umbra_range r;
+	int rc;
+
+	mmu_lock(mmu);
+	rc = slot_quiesce(mmu, id, &r);
+	if (!rc) {
+		struct slot *s = slot_of_id(mmu, id);
+
+		log_free(mmu, s);
+		slots_delete(mmu, s);
+		slots_changed(mmu);
+		inv_finish(mmu, &r);
+	}
+	mmu_unlock(mmu);
+	return rc;
+}
+
+int umbra_memslot_move(struct umbra_mmu *mmu, uint32_t id, gfn_t gfn, pfn_t out)
+{
+	struct umbra_range r;
+	struct slot *s, moved;
+	int rc;
+
+	mmu_lock(mmu);
+	rc = slot_quiesce(mmu, id, &r);
+	if (!rc) {
+		s = slot_of_id(mmu, id);
+		moved = *s;
+		moved.pub.gfn = gfn;
+		moved.pub.out = out;
+		rc = slot_validate(mmu, &moved.pub, (uint32_t)(s - mmu->slots));
+		if (!rc) {
+			slots_delete(mmu, s);
+			slots_insert(mmu, &moved);
+			slots_changed(mmu);
+		}
+		inv_finish(mmu, &r);
+	}
+	mmu_unlock(mmu);
+	return rc;
+}
+
+int umbra_memslot_find(struct umbra_mmu *mmu, gfn_t gfn, struct umbra_memslot *slot)
+{
+	struct slot *s;
+
+	mmu_lock(mmu);
+	s = slot_of_gfn(mmu, gfn.v);
+	if (s)
+		*slot = s->pub;
+	mmu_unlock(mmu);
+	return s ? 0 : -ENOENT;
+}
+
+int umbra_gpa_to_hva(struct umbra_mmu *mmu, gpa_t gpa, hva_t *hva)
+{
+	struct slot *s;
+
+	mmu_lock(mmu);
+	s = slot_of_gfn(mmu, gpa.v >> UMBRA_PAGE_SHIFT);
+	if (s)
+		hva->v = slot_hva(s, gpa.v >> UMBRA_PAGE_SHIFT) | (gpa.v & (UMBRA_PAGE_SIZE - 1));
+	mmu_unlock(mmu);
+	return s ? 0 : -ENOENT;
+}
+
+struct collect {
+	struct slot *slot;
+	uint64_t *accessed, *dirty;
+	struct umbra_mmu *mmu;
+};
+
+static int collect_leaf(void *arg, struct spte_iter *it)
+{
+	struct collect *c = arg;
+	uint64_t clear = 0, first = it->gfn - c->slot->pub.gfn.v;
+
+	if (c->accessed && spte_accessed(it->old)) {
+		bits_set(c->accessed, first, spte_span(it->level));
+		clear |= SPTE_ACCESSED;
+	}
+	if (c->dirty && spte_dirty(it->old)) {
+		bits_set(c->dirty, first, spte_span(it->level));
+		clear |= SPTE_DIRTY;
+	}
+	/* what the CPU sets between the look and the change stays set: it is the next collect's */
+	if (clear && !spte_change(c->mmu, it, it->old & ~clear))
+		c->mmu->os->bug("I4: a leaf changed under the lock");
+	return 0;
+}
+
+int umbra_log_collect(struct umbra_mmu *mmu, uint32_t id, uint64_t *accessed, uint64_t *dirty)
+{
+	struct collect c = { .mmu = mmu, .accessed = accessed, .dirty = dirty };
+	struct gfn_range g;
+	uint64_t ticket, bytes;
+
+	mmu_lock(mmu);
+	tables_drain(mmu);
+	c.slot = slot_of_id(mmu, id);
+	if (!c.slot) {
+		mmu_unlock(mmu);
+		return -ENOENT;
+	}
+	bytes = log_words(c.slot->pub.npages) * sizeof(uint64_t);
+	if (accessed)
+		memset(accessed, 0, bytes);
+	if (dirty)
+		memset(dirty, 0, bytes);
+	if (c.slot->log_accessed && accessed) {
+		memcpy(accessed, c.slot->log_accessed, bytes);
+		memset(c.slot->log_accessed, 0, bytes);
+	}
+	if (c.slot->log_dirty && dirty) {
+		memcpy(dirty, c.slot->log_dirty, bytes);
+		memset(c.slot->log_dirty, 0, bytes);
+	}
+	g = (struct gfn_range){ c.slot->pub.gfn, { c.slot->pub.gfn.v + c.slot->pub.npages } };
+	for (struct umbra_root *root = mmu->roots; root; root = root->next)
+		walk_leaves(root, g, collect_leaf, &c);
+	ticket = flush_post(mmu);
+	mmu_unlock(mmu);
+	flush_wait(mmu, ticket, true);
+	return 0;
+}

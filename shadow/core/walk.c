@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* Walking the tables: finds entries and remembers what it saw, never writes. */
+#include <errno.h>
+
+#include "private.h"
+
+uint64_t *table_entries(const struct umbra_mmu *mmu, uint32_t table)
+{
+	return (uint64_t *)((char *)mmu->config.window + ((uint64_t)table << UMBRA_PAGE_SHIFT));
+}
+
+uint32_t spte_child(const struct umbra_mmu *mmu, uint64_t entry)
+{
+	const uint64_t phys = entry & SPTE_ADDR;
+	const uint64_t index = (phys - mmu->config.window_phys) >> UMBRA_PAGE_SHIFT;
+
+	if (phys < mmu->config.window_phys || index >= mmu->config.window_pages)
+		mmu->os->bug("I1: a table entry points outside the window");
+	return (uint32_t)index;
+}
+
+static void iter_at(struct spte_iter *it, struct umbra_root *root, uint32_t table,
+		    unsigned int level, uint64_t gfn)
+{
+	const unsigned int slot = spte_slot(gfn, level);
+
+	it->root = root;
+	it->table = table;
+	it->level = (uint8_t)level;
+	it->slot = (uint16_t)slot;
+	it->gfn = gfn & ~(spte_span(level) - 1);
+	it->sptep = table_entries(root->mmu, table) + slot;
+	it->old = spte_read(it->sptep);
+}
+
+void walk_to(struct umbra_root *root, uint64_t gfn, unsigned int level, struct spte_iter *it)
+{
+	iter_at(it, root, root->table, UMBRA_LEVEL_512G, gfn);
+	while (it->level > level && spte_is_table(it->old, it->level))
+		iter_at(it, root, spte_child(root->mmu, it->old), it->level - 1U, gfn);
+}
+
+struct leaf_walk {
+	struct umbra_root *root;
+	struct gfn_range r;
+	int (*fn)(void *arg, struct spte_iter *it);
+	void *arg;
+};
+
+static int walk_table(const struct leaf_walk *w, uint32_t table, unsigned int level, uint64_t base)
+{
+	const uint64_t span = spte_span(level);
+	const uint64_t start = w->r.start.v > base ? w->r.start.v : base;
+	const uint64_t limit = base + span * SPTE_ENTRIES;
+	const uint64_t end = w->r.end.v < limit ? w->r.end.v : limit;
+
+	for (uint64_t gfn = start & ~(span - 1); gfn < end; gfn += span) {
+		struct spte_iter it;
+		int rc;
+
+		/* the upper half of a root is the embedder's or empty; gfns never reach it */
+		iter_at(&it, w->root, table, level, gfn);
+		if (!spte_present(it.old))
+			continue;
+		if (spte_is_leaf(it.old, level))
+			rc = w->fn(w->arg, &it);
+		else
+			rc = walk_table(w, spte_child(w->root->mmu, it.old), level - 1, gfn);
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+int walk_leaves(struct umbra_root *root, struct gfn_range r,
+		int (*fn)(void *arg, struct spte_iter *it), void *arg)
+{
+	struct leaf_walk w = { .root = root, .r = r, .fn = fn, .arg = arg };
+
+	if (w.r.end.v > GFN_LIMIT)
+		w.r.end.v = GFN_LIMIT;
+	if (gfn_range_empty(w.r))
+		return 0;
+	return walk_table(&w, root->table, UMBRA_LEVEL_512G, 0);
+}
+
+int umbra_lookup(struct umbra_root *root, gpa_t gpa, struct umbra_translation *t)
+{
+	const struct umbra_mmu *mmu = root->mmu;
+	const uint64_t gfn = gpa.v >> UMBRA_PAGE_SHIFT;
+	const uint64_t phys = mmu->config.window_phys;
+	unsigned int level;
+	uint64_t gen, entry;
+
+	if (gfn >= GFN_LIMIT)
+		return -ENOENT;
+again:
+	/*
+	 * A table page met on the way may be given back, and used again at another level, while we
+	 * walk. free_gen moves before that can happen (table_give_back, the partner of this
+	 * acquire).
+	 */
+	gen = __atomic_load_n(&mmu->free_gen, __ATOMIC_ACQUIRE);
+	entry = phys + ((uint64_t)root->table << UMBRA_PAGE_SHIFT);
+	for (level = UMBRA_LEVEL_512G;; level--) {
+		const uint64_t table = ((entry & SPTE_ADDR) - phys) >> UMBRA_PAGE_SHIFT;
+
+		if (table >= mmu->config.window_pages)
+			break; /* nonsense read from a page in transit, or corruption: decided below
+				*/
+		entry = spte_read(table_entries(mmu, (uint32_t)table) + spte_slot(gfn, level));
+		if (!spte_present(entry) || spte_is_leaf(entry, level))
+			break;
+	}
+	__atomic_thread_fence(__ATOMIC_ACQUIRE);
+	if (__atomic_load_n(&mmu->free_gen, __ATOMIC_RELAXED) != gen)
+		goto again;
+
+	if (!spte_present(entry))
+		return -ENOENT;
+	if (!spte_is_leaf(entry, level))
+		mmu->os->bug("I1: a table entry points outside the window");
+	t->pfn.v = spte_pfn(entry) + (gfn & (spte_span(level) - 1));
+	t->level = (enum umbra_level)level;
+	t->writable = spte_writable(entry);
+	t->accessed = spte_accessed(entry);
+	t->dirty = spte_dirty(entry);
+	return 0;
+}
