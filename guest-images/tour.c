@@ -1,0 +1,284 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * tour: the demonstration. A walk through what the host can do to memory while a guest uses it,
+ * told by the guest and checked by it.
+ */
+#include "guest.h"
+
+static void section(const char *title)
+{
+	static unsigned int n;
+
+	say("\n%u. %s\n", ++n, title);
+}
+
+static bool possible(int64_t ret, const char *what)
+{
+	if (ret == -E_NOTSUP || ret == -E_INVAL) {
+		say("   %s is not possible with this memory: left out\n", what);
+		return false;
+	}
+	return check(ret >= 0, "the host did it (%ld)", ret);
+}
+
+static uint64_t leaves(struct range r, uint64_t *big)
+{
+	uint64_t val = 0;
+
+	host_call(GUEST_CALL_LEAVES, r.at, r.len, 0, &val);
+	*big = val >> 32;
+	return val & 0xffffffff;
+}
+
+static void first_touch(struct range r)
+{
+	uint64_t pages = r.len / PAGE, zero = 0, begin, ns, small, big;
+
+	section("First touch: every translation is installed when it is first needed");
+	begin = clock_ns();
+	for (uint64_t a = r.at; a < r.at + r.len; a += PAGE) {
+		zero += load(a) == 0;
+		store(a, 1);
+	}
+	ns = clock_ns() - begin;
+	small = leaves(r, &big);
+	say("   %lu pages in %lu us; the tables now hold %lu leaves of 4K and %lu of 2M for them\n",
+	    pages, ns / 1000, small, big);
+	check(zero == pages, "fresh memory reads zero");
+	if (!chaotic())
+		check(small + 512 * big == pages, "one translation for each page, none besides");
+	fill(r, 1);
+	check(wrong_words(r, 1) == 0, "%lu KiB written and read back", r.len >> 10);
+}
+
+static void discard(struct range r)
+{
+	struct range gone = { r.at + r.len / 2, host_page() };
+	struct range before = { r.at, r.len / 2 };
+
+	section("Discard: the host drops pages while the guest holds translations of them");
+	if (!possible(host(GUEST_CALL_DISCARD, gone.at, gone.len), "a discard"))
+		return;
+	check(nonzero_words(gone) == 0, "what was discarded reads zero, not its old contents");
+	check(wrong_words(before, 1) == 0, "what lies before it is unchanged");
+	fill(gone, 1);
+	check(wrong_words(gone, 1) == 0, "written again, it stays");
+}
+
+static void protect(struct range r)
+{
+	uint64_t pages = r.len / host_page(), before, caught;
+
+	section("Protect: the host takes write permission away");
+	before = (uint64_t)host(GUEST_CALL_PROTECT_HITS, 0, 0);
+	if (!possible(host(GUEST_CALL_PROTECT, r.at, r.len), "protection"))
+		return;
+	check(wrong_words(r, 1) == 0, "the guest can still read");
+	fill(r, 2);
+	caught = (uint64_t)host(GUEST_CALL_PROTECT_HITS, 0, 0) - before;
+	check(chaotic() ? caught >= pages : caught == pages,
+	      "the first write to each of %lu pages was caught, once", pages);
+	check(wrong_words(r, 2) == 0, "and was carried out");
+}
+
+static void remap(struct range r)
+{
+	section("Remap: the host moves the memory away and back");
+	if (!possible(host(GUEST_CALL_REMAP, r.at, r.len), "remapping"))
+		return;
+	check(wrong_words(r, 2) == 0, "contents moved along");
+}
+
+static void split_collapse(struct range r)
+{
+	uint64_t small, big;
+
+	section("Collapse and split: 4K pages become one of 2M and come apart again");
+	fill(r, 3);
+	if (possible(host(GUEST_CALL_COLLAPSE, r.at, r.len), "collapsing to 2M")) {
+		check(wrong_words(r, 3) == 0, "contents unchanged by the collapse");
+		fill(r, 4);
+		small = leaves(r, &big);
+		say("   after the collapse: %lu leaves of 4K, %lu of 2M\n", small, big);
+		if (!chaotic())
+			check(big == r.len / BLOCK, "each 2M is one translation");
+	} else {
+		fill(r, 4);
+	}
+	if (possible(host(GUEST_CALL_SPLIT, r.at, r.len), "splitting")) {
+		check(wrong_words(r, 4) == 0, "contents unchanged by the split");
+		fill(r, 5);
+		small = leaves(r, &big);
+		say("   after the split: %lu leaves of 4K, %lu of 2M\n", small, big);
+		if (!chaotic())
+			check(small == r.len / PAGE && big == 0, "each page has its own again");
+	} else {
+		fill(r, 5);
+	}
+	check(wrong_words(r, 5) == 0, "contents right at the end");
+}
+
+static void swap(struct range r)
+{
+	int64_t ret;
+
+	section("Swap: pages leave memory and come back");
+	if (!guest_boot->can_swap) {
+		say("   this host has no swap: left out\n");
+		return;
+	}
+	fill(r, 6);
+	ret = host(GUEST_CALL_SWAPOUT, r.at, r.len);
+	if (!possible(ret, "swapping out"))
+		return;
+	say("   %ld of %lu pages left memory\n", ret, r.len / PAGE);
+	check(wrong_words(r, 6) == 0, "they came back with their contents");
+}
+
+static void fork_cow(struct range r)
+{
+	uint64_t old, new, seen = 0;
+	bool shared = guest_boot->backing == GUEST_BACKING_MEMFD;
+	int64_t child;
+
+	section("Fork: the host process has a child that shares the guest's memory");
+	fill(r, 7);
+	old = sum(r);
+	child = host(GUEST_CALL_FORK, r.at, r.len);
+	if (!possible(child, "a fork"))
+		return;
+	store(r.at, 0);
+	new = sum(r);
+	if (!check(host_call(GUEST_CALL_FORK_SUM, r.at, r.len, (uint64_t)child, &seen) == 0,
+		   "the child told what it sees"))
+		return;
+	check(seen == (shared ? new : old),
+	      shared ? "shared memory: the guest's write is seen by the child"
+		     : "private memory: the guest's write was copied, the child kept the old page");
+	check(sum(r) == new, "the guest sees its own write");
+}
+
+/* ---- all vCPUs at once ---- */
+static struct range field;
+static uint32_t go, stop, left;
+static uint64_t added[8];
+
+static void hammer(unsigned int cpu, struct rng *rng)
+{
+	uint64_t page = field.at + rng_below(rng, field.len / PAGE) * PAGE;
+
+	__atomic_fetch_add((uint64_t *)page, 1, __ATOMIC_RELAXED);
+	added[cpu]++;
+}
+
+void guest_secondary(unsigned int cpu)
+{
+	struct rng rng = rng_seed(cpu);
+
+	/* Running, not parked: each invalidation of the story before has to reach them. */
+	 */
+	while (!__atomic_load_n(&go, __ATOMIC_ACQUIRE)) {
+		for (int i = 0; i < 1000; i++)
+			cpu_relax();
+	}
+	while (!__atomic_load_n(&stop, __ATOMIC_ACQUIRE))
+		hammer(cpu, &rng);
+	__atomic_add_fetch(&left, 1, __ATOMIC_RELEASE);
+	cpu_park();
+}
+
+static void together(void)
+{
+	static const enum guest_hostcall_nr calls[] = { GUEST_CALL_REMAP, GUEST_CALL_PROTECT };
+	struct rng rng = rng_seed(0);
+	uint64_t done = 0, counted = 0, total = 0;
+
+	section("All vCPUs add to the same counters while the host remaps and protects them");
+	memset((void *)field.at, 0, field.len);
+	__atomic_store_n(&go, 1, __ATOMIC_RELEASE);
+	for (unsigned int i = 0; i < 400; i++) {
+		done += host(calls[i & 1], field.at, field.len) >= 0;
+		for (int k = 0; k < 1000; k++)
+			hammer(0, &rng);
+	}
+	__atomic_store_n(&stop, 1, __ATOMIC_RELEASE);
+	while (__atomic_load_n(&left, __ATOMIC_ACQUIRE) + 1 < guest_boot->vcpus)
+		cpu_relax();
+	for (uint64_t a = field.at; a < field.at + field.len; a += PAGE)
+		counted += load(a);
+	for (unsigned int cpu = 0; cpu < guest_boot->vcpus; cpu++)
+		total += added[cpu];
+	say("   %u vCPUs, %lu disturbances, %lu additions\n", guest_boot->vcpus, done, total);
+	check(done > 0 && counted == total, "no addition was lost or doubled");
+}
+
+/* ---- accessed and dirty ---- */
+static void accessed_dirty(struct range r)
+{
+	static uint64_t told[2 * 512 / 64];
+	uint64_t pages = r.len / PAGE, words = (pages + 63) / 64, accessed = 0, dirty = 0;
+	uint64_t missing = 0, small, big;
+
+	section("Accessed and dirty: the host asks which pages the guest used and wrote");
+	if (pages > 512)
+		pages = 512;
+	fill((struct range){ r.at, pages * PAGE }, 8);
+	small = leaves(r, &big);
+	if (!possible(host(GUEST_CALL_LOG_RESET, r.at, pages * PAGE), "the log"))
+		return;
+	for (uint64_t i = 0; i < pages; i += 3)
+		load(r.at + i * PAGE);
+	for (uint64_t i = 0; i < pages; i += 7)
+		store(r.at + i * PAGE, i);
+	words = (pages + 63) / 64;
+	if (!possible(host_call(GUEST_CALL_LOG_READ, r.at, pages * PAGE, (uint64_t)told, NULL),
+		      "the log"))
+		return;
+	__asm__ __volatile__("" : "+m"(told));
+	for (uint64_t i = 0; i < pages; i++) {
+		bool a = told[i / 64] >> i % 64 & 1, d = told[words + i / 64] >> i % 64 & 1;
+
+		accessed += a;
+		dirty += d;
+		missing += (!a && (i % 3 == 0 || i % 7 == 0)) || (!d && i % 7 == 0);
+	}
+	say("   the host says: %lu pages accessed, %lu written\n", accessed, dirty);
+	check(missing == 0, "none is missing");
+	if (big == 0 && small && !chaotic())
+		check(accessed == (pages + 2) / 3 + (pages + 6) / 7 - (pages + 20) / 21 &&
+			      dirty == (pages + 6) / 7,
+		      "and none too many");
+}
+
+void guest_main(void)
+{
+	static const char *const kinds[] = { "4K", "transparent huge", "hugetlb" };
+	struct range r = memory_take(host_page() == PAGE ? 256 * PAGE : BLOCK, host_page());
+	struct range block = memory_take(BLOCK, BLOCK);
+	uint64_t begin = clock_ns();
+	int64_t violations;
+
+	say("Umbra tour: %lu MiB, %u vCPUs, %s %s pages%s\n", guest_boot->memory >> 20,
+	    guest_boot->vcpus, guest_boot->backing ? "memfd" : "anonymous",
+	    kinds[guest_boot->page_kind % 3], chaotic() ? ", under chaos" : "");
+	say("This guest runs in ring 3 on page tables that Umbra made. The processor walks them: an\n"
+	    "address without an entry faults to Umbra, which asks the host for the page and installs\n"
+	    "it; before the host changes a page, Umbra takes the entry away from every vCPU.\n");
+	first_touch(r);
+	discard(r);
+	protect(r);
+	remap(r);
+	if (block.len)
+		split_collapse(block);
+	swap(r);
+	fork_cow(r);
+	field = r;
+	together();
+	accessed_dirty(r);
+	section("The host holds its tables against the kernel's");
+	violations = host(GUEST_CALL_CHECK, 0, 0);
+	check(violations == 0, "check and audit found %ld violations", violations);
+	say("\nTour: %u checks, %u failed, %lu ms.\n", checks_done(), checks_failed(),
+	    (clock_ns() - begin) / 1000000);
+	guest_exit(checks_failed() ? 1 : 0);
+}
