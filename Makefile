@@ -15,6 +15,7 @@ MANDIR	?= $(PREFIX)/share/man
 CLANG	?= clang
 CLANG_FORMAT ?= clang-format
 PKG_CONFIG   ?= pkg-config
+OBJCOPY	     ?= objcopy
 INSTALL	     ?= install
 
 VERSION := 0.1.0
@@ -99,8 +100,15 @@ $(BUILD)/.dir:
 	@mkdir -p $(@D) && : >$@
 
 # ---- the library ---------------------------------------------------------------------------------
-$(BUILD)/libumbra.a: $(BUILD)/obj/libumbra.a
-	$(Q)cp $< $@
+# The static library is one object with the same exports: names of its insides must not meet the program's.
+$(BUILD)/obj/umbra.o: $(call objects,obj,$(LIB_SRC)) $(BUILD)/umbra.map
+	$(call say,LD,$@)$(LD) -r -o $@.tmp $(filter %.o,$^) && \
+		sed -n 's/^\t\(umbra_.*\);/\1/p' $(BUILD)/umbra.map >$@.exports && \
+		$(OBJCOPY) --keep-global-symbols=$@.exports $@.tmp $@ && rm -f $@.tmp
+
+$(BUILD)/libumbra.a: $(BUILD)/obj/umbra.o
+	@rm -f $@
+	$(call say,AR,$@)$(AR) rcs $@ $<
 
 # What the public headers declare is exported, and nothing else.
 $(BUILD)/umbra.map: tools/export-map $(API_HDR) | $(BUILD)/.dir
@@ -119,7 +127,7 @@ $(BUILD)/umbra.pc: Makefile | $(BUILD)/.dir
 		echo 'Libs.private: -pthread'; echo 'Cflags: -I$${includedir}'; } >$@
 
 # ---- vmm -----------------------------------------------------------------------------------------
-$(BUILD)/vmm: $(call objects,obj,$(VMM_SRC)) $(BUILD)/obj/libumbra.a
+$(BUILD)/vmm: $(call objects,obj,$(VMM_SRC)) $(BUILD)/libumbra.a
 	@mkdir -p $(@D)
 	$(call say,LD,$@)$(CC) -pthread $(CFLAGS) $(LDFLAGS) -o $@ $^ $(VMM_LIBS)
 
@@ -162,6 +170,10 @@ lint: $(LINT) $(HDR_OK) ##@ clang without a warning; every header compiles alone
 # ---- what people call ----------------------------------------------------------------------------
 RUN_ARGS ?= -m 256M -c 2 --pages thp --chaos rate=500,seed=1 --stats --audit
 RUN_IMAGE ?= $(BUILD)/guests/tour
+
+.PHONY: promises
+promises: $(BUILD)/libumbra.a ##@ print README's table of promises from the code
+	$(Q)$(CC) $(UCFLAGS) tools/promises.c $< -o $(BUILD)/promises && $(BUILD)/promises
 
 .PHONY: run check check-layers check-format format install uninstall clean help deps
 run: ##@ install what is missing, build, run the demonstration guest
