@@ -176,7 +176,6 @@ void guest_secondary(unsigned int cpu)
 	struct rng rng = rng_seed(cpu);
 
 	/* Running, not parked: each invalidation of the story before has to reach them. */
-	 */
 	while (!__atomic_load_n(&go, __ATOMIC_ACQUIRE)) {
 		for (int i = 0; i < 1000; i++)
 			cpu_relax();
