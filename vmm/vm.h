@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * The machine: what its parts share, and who may call what. Every part is one .c file with its header:
+ * The machine: what its parts share, and who may call what. Every part is one .c file with its
+ * header:
  *
  *   engine                                  front
  *   kvm       /dev/kvm, ioctls, caps        main      the only place that exits
@@ -35,7 +36,7 @@ enum vm_log { VM_LOG_ERROR, VM_LOG_WARN, VM_LOG_INFO, VM_LOG_DEBUG };
 struct chaos_spec {
 	uint32_t rate; /* actions a second */
 	uint64_t seed;
-	uint32_t mix;	/* bit per action, see vmm/chaos.h */
+	uint32_t mix;   /* bit per action, see vmm/chaos.h */
 	uint64_t count; /* stop after so many, 0: never */
 };
 
@@ -48,10 +49,10 @@ struct vm_config {
 	enum vm_sandbox sandbox;
 	enum vm_stats_format stats;
 	enum vm_log log;
-	bool audit;	 /* umbra_check and umbra_audit after every host action, and at the end always */
+	bool audit; /* umbra_check and umbra_audit after every host action, and at the end always */
 	bool events_uffd; /* --events own,uffd (default) or own */
-	int uffd_fd;	 /* --uffd-fd N: passed in, else -1 */
-	int kvm_fd;	 /* --kvm-fd N: passed in, else -1 */
+	int uffd_fd;      /* --uffd-fd N: passed in, else -1 */
+	int kvm_fd;       /* --kvm-fd N: passed in, else -1 */
 	const char *image;
 	char args[GUEST_ARGS_MAX];
 };
@@ -60,39 +61,56 @@ struct vm;
 struct vcpu;
 
 /* Why the machine stops; the first caller of vm_stop() decides. */
-void vm_stop(struct vm *vm, enum vmm_exit code, const char *why_fmt, ...) __attribute__((format(printf, 3, 4)));
+void vm_stop(struct vm *vm, enum vmm_exit code, const char *why_fmt, ...)
+	__attribute__((format(printf, 3, 4)));
 bool vm_stopping(const struct vm *vm);
 
 /* Prints "umbra: ..." to stderr when the level is on. Callable from every thread; one write(2). */
-void vm_log(const struct vm *vm, enum vm_log level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void vm_log(const struct vm *vm, enum vm_log level, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
 
-/* Errors of set-up: the text names the thing and the fix. Printed by main; returns @code for `return vm_fail(...)`. */
+/* Errors of set-up: the text names the thing and the fix. Printed by main; returns @code for
+ * `return vm_fail(...)`. */
 struct vm_error {
 	enum vmm_exit code;
 	char text[1024];
 };
-int vm_fail(struct vm_error *err, enum vmm_exit code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+int vm_fail(struct vm_error *err, enum vmm_exit code, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
 
-/* ---- what the engine offers the front (struct vm in vmm/vm_private.h is filled by vm.c) ------------------ */
+/* ---- the machine's life (vm.c), used by main
+ * ----------------------------------------------------------- */
+
+/* Everything but running: a guest in memory, its vCPUs ready. Returns: 0, or the exit code with
+ * @err filled. */
+int vm_create(struct vm **vm, const struct vm_config *config, struct vm_error *err);
+/* Runs until somebody calls vm_stop() or a signal does; ends with a check. Returns: the process's
+ * exit status. */
+enum vmm_exit vm_run(struct vm *vm);
+/* The account asked for by --stats. After vm_run(). */
+void vm_report(struct vm *vm);
+/* Takes whatever vm_create() left, complete or not. */
+void vm_destroy(struct vm *vm);
+
+/* ---- what the engine offers the front (struct vm in vmm/vm_private.h is filled by vm.c)
+ * ------------------ */
 
 /*
  * memory.h   (front)
- *   int guest_read(struct vm *, gpa_t, void *, size_t);          0, -EFAULT; never signals, respects mprotect
- *   int guest_write(struct vm *, gpa_t, const void *, size_t);   (a PROTECTed page is lifted and counted)
- * devices.h  (front), called by emulate on the vCPU thread, mmu unlocked
+ *   int guest_read(struct vm *, gpa_t, void *, size_t);          0, -EFAULT; never signals,
+ * respects mprotect int guest_write(struct vm *, gpa_t, const void *, size_t);   (a PROTECTed page
+ * is lifted and counted) devices.h  (front), called by emulate on the vCPU thread, mmu unlocked
  *   void dev_out(struct vm *, struct vcpu *, uint16_t port, unsigned int bytes, uint32_t value);
  *   uint32_t dev_in(struct vm *, struct vcpu *, uint16_t port, unsigned int bytes);
- *   int dev_outs(struct vm *, struct vcpu *, uint16_t port, unsigned int bytes, gpa_t from, uint64_t count);
- * hostcall.h (front)
- *   void hostcall(struct vm *, struct vcpu *, gpa_t request);
- *   bool hostcall_lift_protection(struct vm *, gpa_t gpa);  called by the run loop on UMBRA_FAULT_DENIED
- *                                                           for a write: true if it was ours and is lifted
- * vcpu.h     (engine)
- *   int vcpu_thread_run(struct vcpu *);   the loop; returns when vm_stopping()
- *   void vcpu_kick_all(struct vm *);      all leave the guest soon; used to stop
- *   void vcpu_print_state(FILE *, struct vcpu *); registers, instruction bytes, last invalidations of the page
- * shootdown.h (engine)  behind the MMU's flush ops
- * resolve.h  (engine)   extern const struct umbra_mmu_ops vm_mmu_ops; ctx is struct vm *
+ *   int dev_outs(struct vm *, struct vcpu *, uint16_t port, unsigned int bytes, gpa_t from,
+ * uint64_t count); hostcall.h (front) void hostcall(struct vm *, struct vcpu *, gpa_t request);
+ *   bool hostcall_lift_protection(struct vm *, gpa_t gpa);  called by the run loop on
+ * UMBRA_FAULT_DENIED for a write: true if it was ours and is lifted vcpu.h     (engine) int
+ * vcpu_thread_run(struct vcpu *);   the loop; returns when vm_stopping() void vcpu_kick_all(struct
+ * vm *);      all leave the guest soon; used to stop void vcpu_print_state(FILE *, struct vcpu *);
+ * registers, instruction bytes, last invalidations of the page shootdown.h (engine)  behind the
+ * MMU's flush ops resolve.h  (engine)   extern const struct umbra_mmu_ops vm_mmu_ops; ctx is struct
+ * vm *
  */
 
 #endif

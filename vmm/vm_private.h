@@ -6,17 +6,17 @@
 #include <pthread.h>
 #include <vmm/vm.h>
 
-struct window;	  /* vmm/window.h    */
+struct window;    /* vmm/window.h    */
 struct shootdown; /* vmm/shootdown.h */
-struct devices;	  /* vmm/devices.h   */
+struct devices;   /* vmm/devices.h   */
 struct hostcalls; /* vmm/hostcall.h  */
-struct chaos;	  /* vmm/chaos.h     */
+struct chaos;     /* vmm/chaos.h     */
 
 struct vm {
 	struct vm_config config;
 
 	int kvm_fd, vm_fd;
-	hva_t ram; /* gpa 0 */
+	hva_t ram;  /* gpa 0 */
 	int ram_fd; /* memfd or hugetlb memfd, -1 for anon */
 
 	struct umbra_chain *chain;
@@ -32,14 +32,19 @@ struct vm {
 	struct devices *devices;
 	struct hostcalls *hostcalls;
 	struct chaos *chaos;
+	struct memory *memory;
+	struct actions *actions;
+	struct report *report;
 
 	gpa_t boot_info, entry; /* set by boot */
-	uint64_t start_ns;	/* CLOCK_MONOTONIC at creation */
+	uint64_t start_ns;      /* CLOCK_MONOTONIC at creation */
 
 	_Atomic int stop_state; /* 0 running, 1 stopping */
 	enum vmm_exit stop_code;
 	char stop_why[256];
 	pthread_mutex_t stop_lock;
+	int signal_fd;	/* SIGINT and SIGTERM, for the main thread */
+	int stop_event; /* eventfd: vm_stop() wakes the main thread */
 };
 
 #endif

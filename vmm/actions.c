@@ -1,0 +1,460 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* What the host does to guest memory: discard, protect, split, collapse, swap, remap, fork, and the
+ * check of it all. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <vmm/actions.h>
+#include <vmm/memory.h>
+#include <vmm/resolve.h>
+#include <vmm/vm_private.h>
+
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+#ifndef MADV_PAGEOUT
+#define MADV_PAGEOUT 21
+#endif
+
+#define CHUNK_PAGES 512 /* looked at in one piece */
+
+struct actions {
+	/*
+	 * One bit a page, by whom it was protected; a page is read-only exactly if either is set.
+	 * The lock is held over the mprotect too: a vCPU that waits for it is outside the guest, so
+	 * the shootdown inside does not wait for it.
+	 */
+	pthread_mutex_t lock;
+	uint64_t *protected_by[ACTION_BY_NR];
+	size_t bitmap_bytes;
+	pthread_mutex_t stats_lock;
+	struct action_stats stats;
+};
+
+int actions_create(struct vm *vm, struct vm_error *err)
+{
+	struct actions *a = calloc(1, sizeof(*a));
+
+	if (!a)
+		return vm_fail(err, VMM_EXIT_CANNOT_RUN, "no memory");
+	vm->actions = a;
+	pthread_mutex_init(&a->lock, NULL);
+	pthread_mutex_init(&a->stats_lock, NULL);
+	a->bitmap_bytes = (size_t)((vm->config.memory >> UMBRA_PAGE_SHIFT) + 63) / 64 * 8;
+	for (unsigned int i = 0; i < ACTION_BY_NR; i++) {
+		void *p = mmap(NULL, a->bitmap_bytes, PROT_READ | PROT_WRITE,
+			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+		if (p == MAP_FAILED)
+			return vm_fail(err, VMM_EXIT_CANNOT_RUN, "no memory: %s", strerror(errno));
+		a->protected_by[i] = p;
+	}
+	return 0;
+}
+
+void actions_destroy(struct vm *vm)
+{
+	struct actions *a = vm->actions;
+
+	if (!a)
+		return;
+	for (unsigned int i = 0; i < ACTION_BY_NR; i++) {
+		if (a->protected_by[i])
+			munmap(a->protected_by[i], a->bitmap_bytes);
+	}
+	pthread_mutex_destroy(&a->lock);
+	pthread_mutex_destroy(&a->stats_lock);
+	free(a);
+	vm->actions = NULL;
+}
+
+void action_stats(struct vm *vm, struct action_stats *stats)
+{
+	pthread_mutex_lock(&vm->actions->stats_lock);
+	*stats = vm->actions->stats;
+	pthread_mutex_unlock(&vm->actions->stats_lock);
+}
+
+static bool is_hugetlb(const struct vm *vm)
+{
+	return vm->config.pages == GUEST_PAGES_HUGETLB;
+}
+
+static bool misaligned(const struct vm *vm, struct hva_range r)
+{
+	return is_hugetlb(vm) && ((r.start.v | r.end.v) & (UMBRA_HUGE_SIZE - 1));
+}
+
+static uint64_t range_bytes(struct hva_range r)
+{
+	return r.end.v - r.start.v;
+}
+
+/* ---- loss --------------------------------------------------------------------------------------
+ */
+
+int64_t action_discard(struct vm *vm, struct hva_range r)
+{
+	if (misaligned(vm, r))
+		return -EINVAL;
+	if (vm->ram_fd < 0)
+		return umbra_madvise(vm->own, r, MADV_DONTNEED);
+	return umbra_fallocate(vm->own, vm->ram_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			       r.start.v - vm->ram.v, range_bytes(r));
+}
+
+int64_t action_free(struct vm *vm, struct hva_range r)
+{
+	if (vm->ram_fd >= 0 || is_hugetlb(vm))
+		return -ENOTSUP;
+	return umbra_madvise(vm->own, r, MADV_FREE);
+}
+
+/* ---- protection --------------------------------------------------------------------------------
+ */
+
+static bool bit(const uint64_t *map, uint64_t page)
+{
+	return map[page / 64] >> (page % 64) & 1;
+}
+
+static void bit_set(uint64_t *map, uint64_t page, bool on)
+{
+	if (on)
+		map[page / 64] |= 1ULL << (page % 64);
+	else
+		map[page / 64] &= ~(1ULL << (page % 64));
+}
+
+static uint64_t page_of(const struct vm *vm, hva_t hva)
+{
+	return (hva.v - vm->ram.v) >> UMBRA_PAGE_SHIFT;
+}
+
+static struct hva_range pages_to_range(const struct vm *vm, uint64_t from, uint64_t to)
+{
+	return (struct hva_range){ { vm->ram.v + (from << UMBRA_PAGE_SHIFT) },
+				   { vm->ram.v + (to << UMBRA_PAGE_SHIFT) } };
+}
+
+int64_t action_protect(struct vm *vm, struct hva_range r, enum action_by by)
+{
+	struct actions *a = vm->actions;
+	int e;
+
+	if (misaligned(vm, r))
+		return -EINVAL;
+	pthread_mutex_lock(&a->lock);
+	e = umbra_mprotect(vm->own, r, PROT_READ);
+	if (e) {
+		/* Part of it may be read-only now (too many mappings). All of it writable is a
+		 * state we know. */
+		(void)umbra_mprotect(vm->own, r, PROT_READ | PROT_WRITE);
+	}
+	for (uint64_t p = page_of(vm, r.start); p < page_of(vm, r.end); p++) {
+		if (!e)
+			bit_set(a->protected_by[by], p, true);
+		else
+			for (unsigned int i = 0; i < ACTION_BY_NR; i++)
+				bit_set(a->protected_by[i], p, false);
+	}
+	pthread_mutex_unlock(&a->lock);
+	return e;
+}
+
+int64_t action_unprotect(struct vm *vm, struct hva_range r, enum action_by by)
+{
+	struct actions *a = vm->actions;
+	const uint64_t *mine = a->protected_by[by];
+	const uint64_t *other =
+		a->protected_by[by == ACTION_BY_GUEST ? ACTION_BY_CHAOS : ACTION_BY_GUEST];
+	uint64_t end = page_of(vm, r.end);
+	int e = 0;
+
+	if (misaligned(vm, r))
+		return -EINVAL;
+	pthread_mutex_lock(&a->lock);
+	for (uint64_t p = page_of(vm, r.start), from; p < end && !e;) {
+		if (!bit(mine, p)) {
+			p++;
+			continue;
+		}
+		for (from = p; p < end && bit(mine, p) && bit(other, p) == bit(other, from); p++)
+			;
+		if (!bit(other, from))
+			e = umbra_mprotect(vm->own, pages_to_range(vm, from, p),
+					   PROT_READ | PROT_WRITE);
+		for (uint64_t i = from; i < p && !e; i++)
+			bit_set(a->protected_by[by], i, false);
+	}
+	pthread_mutex_unlock(&a->lock);
+	return e;
+}
+
+/* No protection of ours is there (any more). Then the page is writable, or something else is wrong
+ * with it. */
+static bool writable_now(struct vm *vm, uint64_t page)
+{
+	const struct umbra_resolve_req req = {
+		.hva = pages_to_range(vm, page, page).start,
+		.gfn = { page },
+		.access = UMBRA_ACCESS_READ | UMBRA_ACCESS_WRITE,
+		.slot_id = VM_SLOT_ID_RAM,
+		.max_level = UMBRA_LEVEL_4K,
+	};
+	struct umbra_resolved res;
+	int e = vm_mmu_ops.resolve(vm, &req, &res);
+
+	return e == 0 || e == -EAGAIN;
+}
+
+bool hostcall_lift_protection(struct vm *vm, gpa_t gpa)
+{
+	struct actions *a = vm->actions;
+	uint64_t page = gpa.v >> UMBRA_PAGE_SHIFT, n = 1;
+	bool guest = false, chaos = false;
+	int e = 0;
+
+	if (gpa.v >= vm->config.memory)
+		return false;
+	if (is_hugetlb(vm)) {
+		page &= ~(UMBRA_HUGE_PAGES - 1);
+		n = UMBRA_HUGE_PAGES;
+	}
+	pthread_mutex_lock(&a->lock);
+	guest = bit(a->protected_by[ACTION_BY_GUEST], page);
+	chaos = bit(a->protected_by[ACTION_BY_CHAOS], page);
+	if (guest || chaos)
+		e = umbra_mprotect(vm->own, pages_to_range(vm, page, page + n),
+				   PROT_READ | PROT_WRITE);
+	for (uint64_t p = page; p < page + n && !e; p++) {
+		bit_set(a->protected_by[ACTION_BY_GUEST], p, false);
+		bit_set(a->protected_by[ACTION_BY_CHAOS], p, false);
+	}
+	pthread_mutex_unlock(&a->lock);
+	if (!guest && !chaos)
+		return writable_now(vm, page);
+	if (e) {
+		vm_log(vm, VM_LOG_WARN, "lifting a protection: %s", strerror(-e));
+		return false;
+	}
+	pthread_mutex_lock(&a->stats_lock);
+	a->stats.protect_hits += guest;
+	a->stats.chaos_hits += !guest;
+	pthread_mutex_unlock(&a->stats_lock);
+	return true;
+}
+
+/* ---- how the host maps it ----------------------------------------------------------------------
+ */
+
+/*
+ * One page of each 2M block gets other rights for a moment, which makes the kernel map the block by
+ * 4K; NOHUGEPAGE keeps it so. Calls that the library does not bracket as a split, hence the bracket
+ * by hand.
+ */
+int64_t action_split(struct vm *vm, struct hva_range r)
+{
+	struct actions *a = vm->actions;
+	int e;
+
+	if (is_hugetlb(vm))
+		return -ENOTSUP;
+	if (vm->config.pages == GUEST_PAGES_4K)
+		return 0;
+	e = umbra_own_start(vm->own, r, UMBRA_CAUSE_SPLIT, false);
+	if (e)
+		return e;
+	pthread_mutex_lock(&a->lock);
+	if (madvise((void *)(uintptr_t)r.start.v, range_bytes(r), MADV_NOHUGEPAGE) < 0)
+		e = -errno;
+	for (uint64_t at = r.start.v; at < r.end.v && !e;) {
+		void *page = (void *)(uintptr_t)at;
+		uint64_t n = page_of(vm, (hva_t){ at });
+		bool ro = bit(a->protected_by[ACTION_BY_GUEST], n) ||
+			  bit(a->protected_by[ACTION_BY_CHAOS], n);
+		int was = ro ? PROT_READ : PROT_READ | PROT_WRITE;
+		int other = ro ? PROT_READ | PROT_WRITE : PROT_READ;
+
+		if (mprotect(page, UMBRA_PAGE_SIZE, other) < 0 ||
+		    mprotect(page, UMBRA_PAGE_SIZE, was) < 0)
+			e = -errno;
+		at = (at & ~(UMBRA_HUGE_SIZE - 1)) + UMBRA_HUGE_SIZE;
+	}
+	pthread_mutex_unlock(&a->lock);
+	umbra_own_end(vm->own, r, UMBRA_CAUSE_SPLIT, false);
+	return e;
+}
+
+int64_t action_collapse(struct vm *vm, struct hva_range r)
+{
+	uint64_t first = (r.start.v + UMBRA_HUGE_SIZE - 1) & ~(UMBRA_HUGE_SIZE - 1);
+	int e;
+
+	if (vm->config.pages != GUEST_PAGES_THP)
+		return -ENOTSUP;
+	if (first >= r.end.v || r.end.v - first < UMBRA_HUGE_SIZE)
+		return -EINVAL; /* no whole 2M block in it */
+	r.start.v = first;
+	r.end.v &= ~(UMBRA_HUGE_SIZE - 1);
+	e = umbra_madvise(vm->own, r, MADV_HUGEPAGE);
+	return e ? e : umbra_madvise(vm->own, r, MADV_COLLAPSE);
+}
+
+/* ---- swap --------------------------------------------------------------------------------------
+ */
+
+/* Pages of @r that are in memory: of a file, in the page cache, for a mapping alone says little
+ * there. */
+static int64_t resident(struct vm *vm, struct hva_range r)
+{
+	struct umbra_page pages[CHUNK_PAGES];
+	unsigned char core[CHUNK_PAGES];
+	int64_t n = 0;
+
+	for (uint64_t at = r.start.v; at < r.end.v; at += CHUNK_PAGES << UMBRA_PAGE_SHIFT) {
+		uint64_t left = (r.end.v - at) >> UMBRA_PAGE_SHIFT;
+		size_t count = left < CHUNK_PAGES ? (size_t)left : CHUNK_PAGES;
+		int e = 0;
+
+		if (vm->ram_fd < 0)
+			e = umbra_hostmap_query_range(vm->hostmap, (hva_t){ at }, pages, count);
+		else if (mincore((void *)(uintptr_t)at, count << UMBRA_PAGE_SHIFT, core) < 0)
+			e = -errno;
+		if (e)
+			return e;
+		for (size_t i = 0; i < count; i++)
+			n += vm->ram_fd < 0 ? (pages[i].flags & UMBRA_PAGE_PRESENT) != 0
+					    : core[i] & 1;
+	}
+	return n;
+}
+
+int64_t action_swapout(struct vm *vm, struct hva_range r)
+{
+	int64_t before, after;
+	int e;
+
+	if (is_hugetlb(vm))
+		return -ENOTSUP;
+	before = resident(vm, r);
+	if (before < 0)
+		return before;
+	e = umbra_madvise(vm->own, r, MADV_PAGEOUT);
+	if (e)
+		return e;
+	after = resident(vm, r);
+	if (after < 0)
+		return after;
+	/* Another vCPU may have touched new pages in between. */
+	return before > after ? before - after : 0;
+}
+
+/* ---- remap -------------------------------------------------------------------------------------
+ */
+
+/*
+ * Away and back. DONTUNMAP leaves a mapping behind each time, so that there is never a hole which
+ * another thread's mmap could be given. mremap moves one mapping at a time; protections and splits
+ * make several of a range: halve it until it fits.
+ */
+static int move_there_and_back(struct vm *vm, struct hva_range r, uint64_t scratch)
+{
+	const struct hva_range away = { { scratch }, { scratch + range_bytes(r) } };
+	const int flags = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP;
+	uint64_t half = (range_bytes(r) / 2) & ~(UMBRA_PAGE_SIZE - 1);
+	struct hva_range low = { r.start, { r.start.v + half } }, high = { low.end, r.end };
+	hva_t at;
+	int e = umbra_mremap(vm->own, r, range_bytes(r), flags, away.start, &at);
+
+	if (e == -EFAULT && half) {
+		e = move_there_and_back(vm, low, scratch);
+		return e ? e : move_there_and_back(vm, high, scratch + half);
+	}
+	if (e)
+		return e;
+	e = umbra_mremap(vm->own, away, range_bytes(r), flags, r.start, &at);
+	if (e) {
+		/* The contents are at the scratch place and nothing we can do brings them home. */
+		vm_stop(vm, VMM_EXIT_INTERNAL, "mremap back of guest memory: %s", strerror(-e));
+	}
+	return e;
+}
+
+int64_t action_remap(struct vm *vm, struct hva_range r)
+{
+	size_t size = range_bytes(r) + UMBRA_HUGE_SIZE;
+	uint64_t scratch;
+	void *area;
+	int e;
+
+	if (is_hugetlb(vm))
+		return -ENOTSUP; /* the kernel has no DONTUNMAP for it */
+	area = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (area == MAP_FAILED)
+		return -errno;
+	/* The same place within 2M, so that huge pages move whole. */
+	scratch = (uint64_t)(uintptr_t)area;
+	scratch += (r.start.v - scratch) & (UMBRA_HUGE_SIZE - 1);
+	memory_access_close(vm);
+	e = umbra_own_start(vm->own, r, UMBRA_CAUSE_REMAP, true);
+	if (!e) {
+		e = move_there_and_back(vm, r, scratch);
+		umbra_own_end(vm->own, r, UMBRA_CAUSE_REMAP, true);
+	}
+	memory_access_open(vm);
+	munmap(area, size);
+	return e;
+}
+
+/* ---- fork --------------------------------------------------------------------------------------
+ */
+
+int64_t action_fork(struct vm *vm)
+{
+	pid_t pid;
+
+	memory_access_close(vm);
+	pid = umbra_fork(vm->own);
+	if (pid == 0)
+		_exit(0);
+	memory_access_open(vm);
+	if (pid < 0)
+		return pid;
+	while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+		;
+	return 0;
+}
+
+/* ---- check -------------------------------------------------------------------------------------
+ */
+
+static void print_violation(void *arg, const char *line)
+{
+	vm_log(arg, VM_LOG_ERROR, "check: %s", line);
+}
+
+uint64_t action_check(struct vm *vm)
+{
+	struct umbra_audit_report report = { 0 };
+	uint64_t found = umbra_check(vm->mmu, print_violation, vm);
+	int64_t wrong = umbra_audit(vm->root, vm->hostmap, &report, stderr);
+	struct action_stats *s = &vm->actions->stats;
+
+	if (wrong < 0)
+		vm_log(vm, VM_LOG_ERROR, "audit: %s", strerror((int)-wrong));
+	found += wrong < 0 ? 1 : (uint64_t)wrong;
+	pthread_mutex_lock(&vm->actions->stats_lock);
+	s->checks++;
+	s->violations += found;
+	s->audited_leaves += report.leaves;
+	s->audited_pages += report.pages;
+	s->audited_pfns += report.pfn_checked;
+	s->audit_skipped += report.skipped;
+	pthread_mutex_unlock(&vm->actions->stats_lock);
+	return found;
+}

@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* The program: the only place that prints errors of set-up and that exits. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <vmm/args.h>
+
+#ifndef UMBRA_VERSION
+#define UMBRA_VERSION "0.1.0"
+#endif
+
+/* So that `vmm --help >/dev/full` is no success. */
+static int finish_output(void)
+{
+	if (fflush(stdout) == 0 && !ferror(stdout))
+		return VMM_EXIT_OK;
+	perror("umbra: standard output");
+	return VMM_EXIT_INTERNAL;
+}
+
+static int run(const struct vm_config *config)
+{
+	struct vm_error err = { 0 };
+	struct vm *vm = NULL;
+	int code = vm_create(&vm, config, &err);
+
+	if (code) {
+		fprintf(stderr, "umbra: %s\n", err.text);
+	} else {
+		code = (int)vm_run(vm);
+		vm_report(vm);
+	}
+	vm_destroy(vm);
+	return code;
+}
+
+int main(int argc, char **argv)
+{
+	enum args_command command = ARGS_HELP;
+	struct vm_config config;
+	struct vm_error err = { 0 };
+
+	if (args_parse(argc, argv, &command, &config, &err)) {
+		fprintf(stderr, "umbra: %s\n", err.text);
+		return (int)err.code;
+	}
+	switch (command) {
+	case ARGS_HELP: args_help(stdout); break;
+	case ARGS_HELP_RUN: args_help_run(stdout); break;
+	case ARGS_VERSION: printf("vmm (Umbra) %s\n", UMBRA_VERSION); break;
+	case ARGS_RUN: return run(&config);
+	}
+	return finish_output();
+}
