@@ -71,6 +71,7 @@ struct emulate {
 	struct kvm_sregs *sregs;
 	struct monitor_frame *frame;
 	struct emulate_state *state;
+	bool first_vcpu;
 	uint64_t dirty;
 	char why[160];
 };

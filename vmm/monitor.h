@@ -23,8 +23,8 @@ enum {
 
 /* What the CPU pushes when ring 3 is interrupted, at the top of the vCPU's monitor stack. */
 struct monitor_frame {
-	uint64_t error; /* only with vectors that have one */
-	uint64_t rip, cs, rflags, rsp, ss;
+	__u64 error; /* only with vectors that have one */
+	__u64 rip, cs, rflags, rsp, ss;
 };
 
 /* Where a vCPU's registers say that it is. */
@@ -41,7 +41,8 @@ enum monitor_place {
 /*
  * struct monitor_flush - one command. Entries and tables are touched, then the TLB is flushed by
  * page or, with @pages 0, as a whole; then @ticket appears in the ack word.
- * @list: virtual addresses, tables first, then entries, then pages.
+ * @pages is 0 if there is a table or no entry. @list: virtual addresses, tables first, then
+ * entries, then pages.
  * @leave: do not go on to the guest but out by MONITOR_PORT_ROUND.
  */
 struct monitor_flush {
@@ -60,9 +61,11 @@ int monitor_create(struct vm *vm, struct vm_error *err);
 /* Table entry for the top-level slot WINDOW_ROOT_INDEX of any root. */
 uint64_t monitor_root_entry(const struct vm *vm);
 
-/* Ring-0 system registers of vCPU @index, paging on @root_phys. @sregs: as read from KVM, changed.
+/*
+ * monitor_init_sregs - ring-0 system registers of vCPU @index, paging on @root_phys.
+ * @cr4_more: SMEP, SMAP and UMIP, where the CPU has them. @sregs: as read from KVM, changed.
  */
-void monitor_init_sregs(const struct vm *vm, unsigned int index, uint64_t root_phys,
+void monitor_init_sregs(unsigned int index, uint64_t root_phys, uint64_t cr4_more,
 			struct kvm_sregs *sregs);
 
 /* The frame of vCPU @index. Valid when it is MONITOR_AT_STUB. */
@@ -75,9 +78,8 @@ enum monitor_place monitor_place(const struct kvm_regs *regs, const struct kvm_s
 bool monitor_vector_has_error(unsigned int vector);
 const char *monitor_vector_name(unsigned int vector);
 
-/* Sets @regs (and @sregs if @from_guest) so that the vCPU resumes the guest through @frame in
- * memory. */
-void monitor_aim_resume(const struct vm *vm, unsigned int index, struct kvm_regs *regs);
+/* Aims @regs so that the vCPU resumes the guest through the frame. It must be in ring 0. */
+void monitor_aim_resume(unsigned int index, struct kvm_regs *regs);
 
 /*
  * monitor_aim_flush - write @flush to the vCPU's command page, the guest's four scratch registers
@@ -85,6 +87,8 @@ void monitor_aim_resume(const struct vm *vm, unsigned int index, struct kvm_regs
  */
 void monitor_aim_flush(const struct vm *vm, unsigned int index, const struct monitor_flush *flush,
 		       const struct kvm_regs *guest, struct kvm_regs *regs);
+
+/* Makes a vCPU that was in ring 3 continue in ring 0. */
 void monitor_aim_ring0(struct kvm_sregs *sregs);
 
 /* The ticket of the newest command that vCPU @index has completed. Any thread. */

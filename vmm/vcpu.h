@@ -44,6 +44,9 @@ void vcpu_destroy(struct vcpu *vcpu);
  */
 int vcpu_thread_run(struct vcpu *vcpu);
 
+/* This one leaves the guest at once if it is there, else right after it enters. Any thread. */
+void vcpu_kick(struct vcpu *vcpu);
+
 /* All vCPUs leave the guest soon, and those that see vm_stopping() do not go back. Any thread. */
 void vcpu_kick_all(struct vm *vm);
 

@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* What is shown of a vCPU when its guest crashed: registers, instruction bytes, the page's history.
+ */
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <vmm/memory.h>
+#include <vmm/vcpu_private.h>
+#include <vmm/vm_private.h>
+
+#define HISTORY_SHOWN 8
+
+void vcpu_snapshot(struct vcpu *v)
+{
+	struct vcpu_snapshot *s = &v->last;
+	const struct kvm_sregs *sregs = &v->run->s.regs.sregs;
+
+	*s = (struct vcpu_snapshot){ .valid = true, .cr2 = sregs->cr2 };
+	if (v->flushing) {
+		s->regs = v->saved;
+		s->frame = v->saved_frame;
+		return;
+	}
+	s->regs = v->run->s.regs.regs;
+	if (v->place == MONITOR_IN_GUEST)
+		s->frame = (struct monitor_frame){ .rip = s->regs.rip,
+						   .cs = sregs->cs.selector,
+						   .rflags = s->regs.rflags,
+						   .rsp = s->regs.rsp,
+						   .ss = sregs->ss.selector };
+	else
+		s->frame = *monitor_frame(v->vm, v->index);
+}
+
+static void print_code(FILE *out, struct vm *vm, uint64_t rip)
+{
+	uint8_t bytes[INSN_MAX];
+	unsigned int n = 0;
+
+	while (n < sizeof(bytes) && !guest_read(vm, (gpa_t){ rip + n }, &bytes[n], 1))
+		n++;
+	fprintf(out, "  code at rip:");
+	for (unsigned int i = 0; i < n; i++)
+		fprintf(out, " %02x", bytes[i]);
+	fprintf(out, "%s\n", n ? "" : " (not readable)");
+}
+
+static void print_history(FILE *out, struct vm *vm, gpa_t page)
+{
+	struct umbra_event events[HISTORY_SHOWN];
+	struct umbra_translation t;
+	unsigned int n;
+	hva_t hva;
+
+	page.v &= ~(UMBRA_PAGE_SIZE - 1);
+	fprintf(out, "  page at gpa %#llx: ", (unsigned long long)page.v);
+	if (umbra_gpa_to_hva(vm->mmu, page, &hva)) {
+		fprintf(out, "not memory\n");
+		return;
+	}
+	if (umbra_lookup(vm->root, page, &t))
+		fprintf(out, "no translation now");
+	else
+		fprintf(out, "%s%s now", t.level == UMBRA_LEVEL_2M ? "2M leaf" : "4K leaf",
+			t.writable ? ", writable," : ", read-only,");
+	n = umbra_history(vm->mmu, (struct hva_range){ hva, { hva.v + UMBRA_PAGE_SIZE } }, events,
+			  HISTORY_SHOWN);
+	fprintf(out, "; %s\n", n ? "its last invalidations, newest first:" : "never invalidated");
+	for (unsigned int i = 0; i < n; i++)
+		fprintf(out,
+			"    #%llu %s by %s (thread %d), hva %#llx..%#llx, dropped %u 4K %u 2M%s\n",
+			(unsigned long long)events[i].nr, umbra_cause_name(events[i].cause),
+			umbra_source_name(events[i].source), events[i].who,
+			(unsigned long long)events[i].hva.start.v,
+			(unsigned long long)events[i].hva.end.v, events[i].zapped_4k,
+			events[i].zapped_2m, events[i].open ? ", still open" : "");
+}
+
+void vcpu_print_state(FILE *out, struct vcpu *v)
+{
+	const struct vcpu_snapshot *s = &v->last;
+	const struct kvm_regs *r = &s->regs;
+
+	if (!s->valid) {
+		fprintf(out, "vCPU %u has not run\n", v->index);
+		return;
+	}
+	fprintf(out, "vCPU %u at its last exit:\n", v->index);
+#define REG(name, value) fprintf(out, " %-6s %016llx", name, (unsigned long long)(value))
+	fputc(' ', out);
+	REG("rip", s->frame.rip);
+	REG("rsp", s->frame.rsp);
+	REG("rflags", s->frame.rflags);
+	fputs("\n ", out);
+	REG("rax", r->rax);
+	REG("rbx", r->rbx);
+	REG("rcx", r->rcx);
+	fputs("\n ", out);
+	REG("rdx", r->rdx);
+	REG("rsi", r->rsi);
+	REG("rdi", r->rdi);
+	fputs("\n ", out);
+	REG("rbp", r->rbp);
+	REG("r8", r->r8);
+	REG("r9", r->r9);
+	fputs("\n ", out);
+	REG("r10", r->r10);
+	REG("r11", r->r11);
+	REG("r12", r->r12);
+	fputs("\n ", out);
+	REG("r13", r->r13);
+	REG("r14", r->r14);
+	REG("r15", r->r15);
+	fputs("\n ", out);
+	REG("cs", s->frame.cs);
+	REG("ss", s->frame.ss);
+	REG("cr2", s->cr2);
+	fputc('\n', out);
+#undef REG
+	print_code(out, v->vm, s->frame.rip);
+	if (s->has_page)
+		print_history(out, v->vm, s->page);
+}
+
+static void end(struct vcpu *v, enum vmm_exit code, const char *why)
+{
+	bool first = !vm_stopping(v->vm);
+	size_t bytes = 0;
+	char *text = NULL;
+	FILE *out;
+
+	vm_stop(v->vm, code, "vCPU %u: %s", v->index, why);
+	if (!first)
+		return;
+	out = open_memstream(&text, &bytes);
+	if (!out)
+		return;
+	fprintf(out, "umbra: vCPU %u: %s\n", v->index, why);
+	vcpu_print_state(out, v);
+	fclose(out);
+	for (size_t done = 0; done < bytes;) {
+		ssize_t n = write(STDERR_FILENO, text + done, bytes - done);
+
+		if (n <= 0)
+			break;
+		done += (size_t)n;
+	}
+	free(text);
+}
+
+void vcpu_crash(struct vcpu *v, const gpa_t *page, const char *fmt, ...)
+{
+	char why[200];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(why, sizeof(why), fmt, ap);
+	va_end(ap);
+	vcpu_snapshot(v);
+	if (page) {
+		v->last.has_page = true;
+		v->last.page = *page;
+	}
+	end(v, VMM_EXIT_GUEST_CRASH, why);
+}
+
+void vcpu_bug(struct vcpu *v, const char *fmt, ...)
+{
+	char why[200];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(why, sizeof(why), fmt, ap);
+	va_end(ap);
+	vcpu_snapshot(v);
+	end(v, VMM_EXIT_INTERNAL, why);
+}
