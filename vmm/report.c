@@ -1,0 +1,229 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* The account at the end: collected while everything still stands, printed when the guest is gone.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <sys/resource.h>
+#include <vmm/actions.h>
+#include <vmm/chaos.h>
+#include <vmm/devices.h>
+#include <vmm/hostcall.h>
+#include <vmm/memory.h>
+#include <vmm/report_private.h>
+#include <vmm/vm_private.h>
+
+static int on_start(struct umbra_notifier *n, const struct umbra_range *r)
+{
+	struct report *rep =
+		(struct report *)(void *)((char *)n - offsetof(struct report, notifier));
+	struct report_cell *cell;
+	uint64_t bytes = 0;
+
+	if (r->source >= UMBRA_SOURCE_NR || r->cause >= UMBRA_CAUSE_NR)
+		return 0;
+	for (uint32_t i = 0; i < r->nr; i++)
+		bytes += r->v[i].end.v - r->v[i].start.v;
+	if (!r->nr)
+		bytes = r->hull.end.v - r->hull.start.v;
+	cell = &rep->cell[r->source][r->cause];
+	atomic_fetch_add_explicit(&cell->n, 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&cell->bytes, bytes, memory_order_relaxed);
+	return 0;
+}
+
+static const struct umbra_notifier_ops ops = { .invalidate_range_start = on_start };
+
+int report_create(struct vm *vm, struct vm_error *err)
+{
+	struct report *r = calloc(1, sizeof(*r));
+	int e;
+
+	if (!r)
+		return vm_fail(err, VMM_EXIT_CANNOT_RUN, "no memory");
+	r->notifier = (struct umbra_notifier){ &ops, "report" };
+	e = umbra_chain_register(vm->chain, &r->notifier);
+	if (e) {
+		free(r);
+		return vm_fail(err, VMM_EXIT_INTERNAL, "report: %s", strerror(-e));
+	}
+	vm->report = r;
+	return 0;
+}
+
+void report_destroy(struct vm *vm)
+{
+	if (!vm->report)
+		return;
+	umbra_chain_unregister(vm->chain, &vm->report->notifier);
+	free(vm->report);
+	vm->report = NULL;
+}
+
+void report_collect(struct vm *vm)
+{
+	struct report *r = vm->report;
+	struct timespec now;
+	struct rusage usage;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	r->seconds = (double)((uint64_t)now.tv_sec * 1000000000ULL + (uint64_t)now.tv_nsec -
+			      vm->start_ns) /
+		     1e9;
+	umbra_mmu_stats(vm->mmu, &r->mmu);
+	shootdown_stats(vm, &r->shootdown);
+	for (unsigned int i = 0; i < vm->config.vcpus; i++) {
+		struct vcpu_stats one;
+
+		vcpu_stats(vm->vcpus[i], &one);
+#define ADD(name) r->vcpu.name += one.name;
+		VCPU_STATS(ADD)
+#undef ADD
+	}
+	action_stats(vm, &r->action);
+	chaos_stats(vm, &r->chaos);
+	hostcall_stats(vm, &r->hostcall);
+	devices_stats(vm, &r->devices);
+	if (vm->uffd)
+		umbra_uffd_stats(vm->uffd, &r->uffd);
+	if (getrusage(RUSAGE_SELF, &usage) == 0)
+		r->peak_rss = (uint64_t)usage.ru_maxrss * 1024;
+}
+
+/* ---- text --------------------------------------------------------------------------------------
+ */
+
+static const char *human(uint64_t bytes, char *buf, size_t size)
+{
+	static const char units[] = "KMGT";
+	double v = (double)bytes / 1024;
+	unsigned int u = 0;
+
+	while (v >= 1024 && units[u + 1]) {
+		v /= 1024;
+		u++;
+	}
+	snprintf(buf, size, v < 10 ? "%.1f%c" : "%.0f%c", v, units[u]);
+	return buf;
+}
+
+static void print_host(const struct report *r, FILE *out)
+{
+	char size[16];
+	bool any = false;
+
+	fprintf(out, "\nWhat the host did to guest memory        invalidations    bytes\n");
+	for (unsigned int s = 0; s < UMBRA_SOURCE_NR; s++) {
+		for (unsigned int c = 0; c < UMBRA_CAUSE_NR; c++) {
+			uint64_t n = r->cell[s][c].n;
+
+			if (!n)
+				continue;
+			any = true;
+			fprintf(out, "  %-12s by %-24s %12" PRIu64 " %8s\n",
+				umbra_cause_name((enum umbra_cause)c),
+				umbra_source_name((enum umbra_source)s), n,
+				human(r->cell[s][c].bytes, size, sizeof(size)));
+		}
+	}
+	if (!any)
+		fprintf(out, "  nothing\n");
+}
+
+static void print_chaos(const struct report *r, FILE *out)
+{
+	if (!r->chaos.steps)
+		return;
+	fprintf(out, "\nChaos                 done  refused  no arena  why refused\n");
+	for (unsigned int a = 0; a < CHAOS_ACTION_NR; a++) {
+		const struct chaos_action_stats *s = &r->chaos.action[a];
+
+		if (!s->done && !s->refused && !s->skipped)
+			continue;
+		fprintf(out, "  %-12s %11" PRIu64 " %8" PRIu64 " %9" PRIu64 " ",
+			chaos_action_name((enum chaos_action)a), s->done, s->refused, s->skipped);
+		for (unsigned int i = 0; i < CHAOS_ERRNOS_MAX && s->why[i].n; i++)
+			fprintf(out, " %s x%" PRIu64, strerrorname_np(s->why[i].error),
+				s->why[i].n);
+		fputc('\n', out);
+	}
+}
+
+static void print_hostcalls(const struct report *r, FILE *out)
+{
+	bool any = false;
+
+	for (uint32_t i = 0; i < GUEST_CALL_NR; i++) {
+		if (!r->hostcall.calls[i])
+			continue;
+		if (!any)
+			fprintf(out, "\nHost calls           calls   failed\n");
+		any = true;
+		fprintf(out, "  %-12s %11" PRIu64 " %8" PRIu64 "\n", hostcall_name(i),
+			r->hostcall.calls[i], r->hostcall.failed[i]);
+	}
+}
+
+void report_print_text(struct vm *vm, FILE *out)
+{
+	const struct report *r = vm->report;
+	const struct umbra_stats *m = &r->mmu;
+	char size[16];
+
+	fprintf(out, "\n%s\n", vm->stop_why);
+	fprintf(out,
+		"%" PRIu64 "M of memory, %s, pages %s; %u vCPUs; %.3f s; %s resident at most\n",
+		vm->config.memory >> 20, vm->ram_fd < 0 ? "anon" : "memfd",
+		memory_pages_effective(vm), vm->config.vcpus, r->seconds,
+		human(r->peak_rss, size, sizeof(size)));
+	print_host(r, out);
+	print_chaos(r, out);
+	print_hostcalls(r, out);
+	fprintf(out, "\nShadow tables\n");
+#define ROW(name, value) fprintf(out, "  %-36s %12" PRIu64 "\n", name, (uint64_t)(value))
+	ROW("faults", m->faults);
+	ROW("leaves installed, 4K", m->installed_4k);
+	ROW("leaves installed, 2M", m->installed_2m);
+	ROW("leaves upgraded to writable", m->upgraded);
+	ROW("retried, invalidation open", m->retried_open);
+	ROW("retried, invalidation in between", m->retried_seq);
+	ROW("leaves zapped, 4K", m->zapped_4k);
+	ROW("leaves zapped, 2M", m->zapped_2m);
+	ROW("leaves write-protected", m->protected);
+	ROW("leaves split", m->split);
+	ROW("starts refused", m->refused);
+	ROW("leaves now, 4K", m->leaves_4k);
+	ROW("leaves now, 2M", m->leaves_2m);
+	ROW("table pages now", m->tables);
+	fprintf(out, "\nShootdowns and vCPUs\n");
+	ROW("shootdowns", r->shootdown.posts);
+	ROW("kicks", r->shootdown.kicks);
+	ROW("waits for a vCPU", r->shootdown.waits);
+	ROW("exits", r->vcpu.exits);
+	ROW("page faults served", r->vcpu.faults);
+	ROW("instructions emulated", r->vcpu.emulated);
+	ROW("flushes in the monitor", r->vcpu.flushes);
+	ROW("serial lines", r->devices.serial_lines);
+	ROW("writes caught by PROTECT", r->action.protect_hits);
+	ROW("writes caught by chaos", r->action.chaos_hits);
+	if (vm->uffd) {
+		fprintf(out, "\nuserfaultfd\n");
+		ROW("events: remove", r->uffd.removes);
+		ROW("events: unmap", r->uffd.unmaps);
+		ROW("events: remap", r->uffd.remaps);
+		ROW("events: fork", r->uffd.forks);
+		ROW("of removes, our own calls", r->uffd.own_removes);
+		ROW("of removes, outside callers waited for", r->uffd.settled);
+	}
+#undef ROW
+	fprintf(out,
+		"\nCheck and audit: %" PRIu64 " times, %" PRIu64 " leaves, %" PRIu64
+		" frames compared: %s",
+		r->action.checks, r->action.audited_leaves, r->action.audited_pfns,
+		r->action.violations ? "" : "no violation\n");
+	if (r->action.violations)
+		fprintf(out, "%" PRIu64 " VIOLATIONS\n", r->action.violations);
+	fflush(out);
+}

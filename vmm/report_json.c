@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* The account as one JSON object on one line. Keys are the names of the counters; docs/ has the
+ * list. */
+#include <errno.h>
+#include <jansson.h>
+#include <string.h>
+#include <vmm/memory.h>
+#include <vmm/report_private.h>
+#include <vmm/vm_private.h>
+
+static json_t *integer(uint64_t n)
+{
+	return json_integer((json_int_t)n);
+}
+
+static json_t *host_json(const struct report *r)
+{
+	json_t *all = json_array();
+
+	for (unsigned int s = 0; s < UMBRA_SOURCE_NR; s++) {
+		for (unsigned int c = 0; c < UMBRA_CAUSE_NR; c++) {
+			if (!r->cell[s][c].n)
+				continue;
+			json_array_append_new(
+				all, json_pack("{ss ss so so}", "source",
+					       umbra_source_name((enum umbra_source)s), "cause",
+					       umbra_cause_name((enum umbra_cause)c),
+					       "invalidations", integer(r->cell[s][c].n), "bytes",
+					       integer(r->cell[s][c].bytes)));
+		}
+	}
+	return all;
+}
+
+static json_t *chaos_json(const struct vm *vm, const struct report *r)
+{
+	json_t *all = json_object(), *actions = json_object();
+
+	json_object_set_new(all, "seed", integer(vm->config.chaos.seed));
+	json_object_set_new(all, "steps", integer(r->chaos.steps));
+	for (unsigned int a = 0; a < CHAOS_ACTION_NR; a++) {
+		const struct chaos_action_stats *s = &r->chaos.action[a];
+		json_t *why = json_object();
+
+		for (unsigned int i = 0; i < CHAOS_ERRNOS_MAX && s->why[i].n; i++)
+			json_object_set_new(why, strerrorname_np(s->why[i].error),
+					    integer(s->why[i].n));
+		json_object_set_new(actions, chaos_action_name((enum chaos_action)a),
+				    json_pack("{so so so so}", "done", integer(s->done), "refused",
+					      integer(s->refused), "no_arena", integer(s->skipped),
+					      "why", why));
+	}
+	json_object_set_new(all, "actions", actions);
+	return all;
+}
+
+static json_t *hostcalls_json(const struct report *r)
+{
+	json_t *all = json_object();
+
+	for (uint32_t i = 0; i < GUEST_CALL_NR; i++) {
+		if (r->hostcall.calls[i])
+			json_object_set_new(all, hostcall_name(i),
+					    json_pack("{so so}", "calls",
+						      integer(r->hostcall.calls[i]), "failed",
+						      integer(r->hostcall.failed[i])));
+	}
+	return all;
+}
+
+static json_t *mmu_json(const struct umbra_stats *m)
+{
+	json_t *all = json_object();
+
+#define FIELD(name) json_object_set_new(all, #name, integer(m->name));
+	UMBRA_STATS(FIELD)
+	FIELD(leaves_4k)
+	FIELD(leaves_2m)
+	FIELD(tables)
+	FIELD(tables_unlinked)
+#undef FIELD
+	return all;
+}
+
+static json_t *vcpu_json(const struct report *r)
+{
+	json_t *all = json_object();
+
+#define FIELD(name) json_object_set_new(all, #name, integer(r->vcpu.name));
+	VCPU_STATS(FIELD)
+#undef FIELD
+#define FIELD(name) json_object_set_new(all, #name, integer(r->shootdown.name));
+	FIELD(posts)
+	FIELD(kicks)
+	FIELD(waits)
+	FIELD(recycles)
+#undef FIELD
+	return all;
+}
+
+static json_t *uffd_json(const struct umbra_uffd_stats *u)
+{
+	json_t *all = json_object();
+
+#define FIELD(name) json_object_set_new(all, #name, integer(u->name));
+	FIELD(faults_missing)
+	FIELD(faults_minor)
+	FIELD(faults_wp)
+	FIELD(removes)
+	FIELD(unmaps)
+	FIELD(remaps)
+	FIELD(forks)
+	FIELD(own_removes)
+	FIELD(settled)
+	FIELD(unsettled)
+	FIELD(eagain)
+#undef FIELD
+	return all;
+}
+
+static json_t *check_json(const struct action_stats *a)
+{
+	json_t *all = json_object();
+
+#define FIELD(name) json_object_set_new(all, #name, integer(a->name));
+	FIELD(checks)
+	FIELD(violations)
+	FIELD(audited_leaves)
+	FIELD(audited_pages)
+	FIELD(audited_pfns)
+	FIELD(audit_skipped)
+	FIELD(protect_hits)
+	FIELD(chaos_hits)
+#undef FIELD
+	return all;
+}
+
+int report_print_json(struct vm *vm, FILE *out)
+{
+	const struct report *r = vm->report;
+	json_t *all = json_object();
+	int e;
+
+	if (!all)
+		return -ENOMEM;
+	json_object_set_new(all, "exit", json_integer(vm->stop_code));
+	json_object_set_new(all, "why", json_string(vm->stop_why));
+	json_object_set_new(all, "guest_exit_code",
+			    r->devices.exited ? json_integer(r->devices.exit_code) : json_null());
+	json_object_set_new(all, "memory", integer(vm->config.memory));
+	json_object_set_new(all, "backing", json_string(vm->ram_fd < 0 ? "anon" : "memfd"));
+	json_object_set_new(all, "pages", json_string(memory_pages_effective(vm)));
+	json_object_set_new(all, "cpus", json_integer(vm->config.vcpus));
+	json_object_set_new(all, "seconds", json_real(r->seconds));
+	json_object_set_new(all, "peak_rss", integer(r->peak_rss));
+	json_object_set_new(all, "host", host_json(r));
+	json_object_set_new(all, "hostcalls", hostcalls_json(r));
+	json_object_set_new(all, "mmu", mmu_json(&r->mmu));
+	json_object_set_new(all, "vcpu", vcpu_json(r));
+	json_object_set_new(all, "check", check_json(&r->action));
+	if (vm->chaos)
+		json_object_set_new(all, "chaos", chaos_json(vm, r));
+	if (vm->uffd)
+		json_object_set_new(all, "uffd", uffd_json(&r->uffd));
+	e = json_dumpf(all, out, JSON_COMPACT) ? -EIO : 0;
+	json_decref(all);
+	if (!e && (fputc('\n', out) == EOF || fflush(out) == EOF))
+		e = -errno;
+	return e;
+}

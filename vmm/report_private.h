@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* What the two forms of the report share. */
+#ifndef VMM_REPORT_PRIVATE_H
+#define VMM_REPORT_PRIVATE_H
+
+#include <vmm/actions.h>
+#include <vmm/chaos.h>
+#include <vmm/devices.h>
+#include <vmm/hostcall.h>
+#include <vmm/report.h>
+#include <vmm/shootdown.h>
+#include <vmm/vcpu.h>
+
+/* Invalidations of one source for one cause, counted as they start. */
+struct report_cell {
+	_Atomic uint64_t n, bytes;
+};
+
+struct report {
+	struct umbra_notifier notifier;
+	struct report_cell cell[UMBRA_SOURCE_NR][UMBRA_CAUSE_NR];
+	/* by report_collect() */
+	double seconds;
+	uint64_t peak_rss; /* bytes */
+	struct umbra_stats mmu;
+	struct shootdown_stats shootdown;
+	struct vcpu_stats vcpu; /* of all */
+	struct action_stats action;
+	struct chaos_stats chaos;
+	struct hostcall_stats hostcall;
+	struct devices_stats devices;
+	struct umbra_uffd_stats uffd;
+};
+
+#endif
