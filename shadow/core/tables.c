@@ -197,9 +197,12 @@ static void table_give_back(struct umbra_mmu *mmu, uint32_t table)
 	t->state = TABLE_FREE;
 	mmu->stats.tables_freed++;
 	mmu->stats.tables--;
-	/* partner: umbra_lookup, which reads the generation before and after its walk */
+	/*
+	 * partner: umbra_lookup, which reads the generation before and after its walk. Whoever uses
+	 * the page again stores entries with release (spte_change) after this; a walk that reads
+	 * one of them sees this increment too.
+	 */
 	__atomic_fetch_add(&mmu->free_gen, 1, __ATOMIC_ACQ_REL);
-	__atomic_thread_fence(__ATOMIC_RELEASE);
 	mmu->config.ops->table_free(mmu->config.ctx, table);
 }
 

@@ -112,7 +112,7 @@ again:
 		if (!spte_present(entry) || spte_is_leaf(entry, level))
 			break;
 	}
-	__atomic_thread_fence(__ATOMIC_ACQUIRE);
+	/* every entry was read with acquire: this load cannot move before them */
 	if (__atomic_load_n(&mmu->free_gen, __ATOMIC_RELAXED) != gen)
 		goto again;
 

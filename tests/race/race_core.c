@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Invalidators, faulters, a slot mover, an ager, lock-free lookups and an auditor on one MMU, for
+ * ThreadSanitizer. The host is an array of frames that change only between start and end. Exit 0:
+ * no stale leaf was ever seen.
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <umbra/mmu.h>
+
+#define PAGES        2048
+#define WINDOW_PAGES 256
+#define HVA          0x7f0000000000ULL
+#define ROUNDS       3000
+
+static struct umbra_chain *chain;
+static struct umbra_mmu *mmu;
+static struct umbra_root *root;
+static _Atomic uint64_t frame[PAGES];
+static _Atomic uint64_t next_frame = 1;
+static _Atomic bool done;
+static _Atomic int failures;
+static _Atomic uint64_t installed, retried;
+
+static _Alignas(4096) char window[WINDOW_PAGES][4096];
+static bool used[WINDOW_PAGES];
+static pthread_mutex_t window_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static int table_alloc(void *ctx, uint64_t *index)
+{
+	(void)ctx;
+	pthread_mutex_lock(&window_lock);
+	for (uint64_t i = 0; i < WINDOW_PAGES; i++)
+		if (!used[i]) {
+			used[i] = true;
+			pthread_mutex_unlock(&window_lock);
+			*index = i;
+			return 0;
+		}
+	pthread_mutex_unlock(&window_lock);
+	return -ENOSPC;
+}
+
+static void table_free(void *ctx, uint64_t index)
+{
+	(void)ctx;
+	pthread_mutex_lock(&window_lock);
+	used[index] = false;
+	pthread_mutex_unlock(&window_lock);
+}
+
+static int resolve(void *ctx, const struct umbra_resolve_req *req, struct umbra_resolved *res)
+{
+	(void)ctx;
+	*res = (struct umbra_resolved){ UMBRA_LEVEL_4K, true,
+					atomic_load(&frame[(req->hva.v - HVA) / 4096]) };
+	return 0;
+}
+
+static void flush_queue(void *ctx, const struct umbra_flush_entry *e)
+{
+	(void)ctx;
+	(void)e;
+}
+
+static uint64_t flush_post(void *ctx)
+{
+	static uint64_t ticket; /* mmu lock held */
+
+	(void)ctx;
+	return ++ticket;
+}
+
+static int flush_wait(void *ctx, uint64_t ticket, bool may_wait)
+{
+	(void)ctx;
+	(void)ticket;
+	(void)may_wait;
+	return 0;
+}
+
+static bool flush_done(void *ctx, uint64_t ticket)
+{
+	(void)ctx;
+	(void)ticket;
+	return true;
+}
+
+static uint64_t rnd(uint64_t *s, uint64_t below)
+{
+	*s ^= *s << 13;
+	*s ^= *s >> 7;
+	*s ^= *s << 17;
+	return *s % below;
+}
+
+static void *invalidator(void *arg)
+{
+	uint64_t s = (uint64_t)(uintptr_t)arg * 77777 + 1;
+
+	for (int i = 0; i < ROUNDS; i++) {
+		const uint64_t first = rnd(&s, PAGES), n = 1 + rnd(&s, i % 16 ? 4 : 600);
+		const uint64_t end = first + n > PAGES ? PAGES : first + n;
+		const struct umbra_range r = {
+			.hull = { { HVA + first * 4096 }, { HVA + end * 4096 } },
+			.flags = UMBRA_RANGE_BLOCKABLE,
+			.source = UMBRA_SOURCE_TEST,
+		};
+
+		if (umbra_invalidate_start(chain, &r)) {
+			atomic_fetch_add(&failures, 1);
+			return NULL;
+		}
+		for (uint64_t p = first; p < end; p++)
+			atomic_store(&frame[p], atomic_fetch_add(&next_frame, 1));
+		umbra_invalidate_end(chain, &r);
+	}
+	return NULL;
+}
+
+static void *faulter(void *arg)
+{
+	uint64_t s = (uint64_t)(uintptr_t)arg * 99991 + 1;
+
+	while (!atomic_load(&done)) {
+		struct umbra_fault f = { .gpa = { rnd(&s, PAGES) << 12 },
+					 .access = UMBRA_ACCESS_WRITE };
+		const enum umbra_fault_result r = umbra_fault(root, &f);
+		struct umbra_translation t;
+
+		if (r == UMBRA_FAULT_INSTALLED)
+			atomic_fetch_add(&installed, 1);
+		else if (r == UMBRA_FAULT_RETRY)
+			atomic_fetch_add(&retried, 1);
+		else if (r != UMBRA_FAULT_SPURIOUS && r != UMBRA_FAULT_NO_SLOT)
+			atomic_fetch_add(&failures, 1);
+		if (!umbra_lookup(root, f.gpa, &t) && t.pfn.v != f.gpa.v >> 12) {
+			fprintf(stderr, "lookup of gfn %lx found frame %lx\n", f.gpa.v >> 12,
+				t.pfn.v);
+			atomic_fetch_add(&failures, 1);
+		}
+	}
+	return NULL;
+}
+
+static int audit_leaf(void *arg, const struct umbra_leaf *leaf)
+{
+	const struct hva_range r = { leaf->hva, { leaf->hva.v + 4096 } };
+	const uint64_t now = atomic_load(&frame[(leaf->hva.v - HVA) / 4096]);
+
+	(void)arg;
+	/* the lock is held: no bracket over this page can have been opened since it was looked at
+	 */
+	if (leaf->host_pfn != now && !umbra_range_open_hint(mmu, r)) {
+		fprintf(stderr, "stale: gfn %lx has frame %lx, the host %lx\n", leaf->gfn.v,
+			leaf->host_pfn, now);
+		atomic_fetch_add(&failures, 1);
+	}
+	return 0;
+}
+
+static void print_line(void *arg, const char *line)
+{
+	(void)arg;
+	fprintf(stderr, "check: %s\n", line);
+}
+
+static void *auditor(void *arg)
+{
+	(void)arg;
+	while (!atomic_load(&done)) {
+		umbra_for_each_leaf(root, (struct gfn_range){ { 0 }, { PAGES } }, audit_leaf, NULL);
+		if (umbra_check(mmu, print_line, NULL))
+			atomic_fetch_add(&failures, 1);
+		umbra_clear_flush_young(chain,
+					(struct hva_range){ { HVA }, { HVA + PAGES * 4096 } });
+		umbra_reclaim(mmu, 8);
+	}
+	return NULL;
+}
+
+static void *joiner(void *arg)
+{
+	static struct umbra_notifier n;
+	static const struct umbra_notifier_ops none;
+
+	(void)arg;
+	n.ops = &none;
+	n.name = "joiner";
+	while (!atomic_load(&done)) {
+		if (umbra_chain_register(chain, &n))
+			atomic_fetch_add(&failures, 1);
+		umbra_chain_unregister(chain, &n);
+		umbra_zap_all(mmu);
+		sched_yield();
+	}
+	return NULL;
+}
+
+static const struct umbra_mmu_ops ops = {
+	.table_alloc = table_alloc,
+	.table_free = table_free,
+	.resolve = resolve,
+	.flush_queue = flush_queue,
+	.flush_post = flush_post,
+	.flush_wait = flush_wait,
+	.flush_done = flush_done,
+};
+
+int main(void)
+{
+	const struct umbra_mmu_config config = {
+		.os = &umbra_os_posix,
+		.ops = &ops,
+		.window = window,
+		.window_phys = 1ULL << 38,
+		.window_pages = WINDOW_PAGES,
+		.first_seq = { (1ULL << 32) - 2000 },
+		.flags = UMBRA_MMU_RECORD_PFN,
+	};
+	const struct umbra_memslot slot = { .id = 1, .npages = PAGES, .hva = { HVA } };
+	void *(*const others[])(void *) = { faulter, faulter, faulter, auditor, joiner };
+	pthread_t inv[3], other[5];
+	struct umbra_stats st;
+
+	if (umbra_chain_create(&chain, &umbra_os_posix) || umbra_mmu_create(&mmu, &config) ||
+	    umbra_root_create(mmu, UMBRA_ROOT_DIRECT, &root) || umbra_memslot_add(mmu, &slot) ||
+	    umbra_chain_register(chain, umbra_mmu_notifier(mmu)))
+		return 1;
+	for (uintptr_t i = 0; i < 5; i++)
+		pthread_create(&other[i], NULL, others[i], (void *)(i + 1));
+	for (uintptr_t i = 0; i < 3; i++)
+		pthread_create(&inv[i], NULL, invalidator, (void *)(i + 1));
+	for (int i = 0; i < 3; i++)
+		pthread_join(inv[i], NULL);
+	atomic_store(&done, true);
+	for (int i = 0; i < 5; i++)
+		pthread_join(other[i], NULL);
+	umbra_mmu_stats(mmu, &st);
+	if (st.starts != st.ends || st.starts != 3 * ROUNDS || atomic_load(&installed) == 0 ||
+	    umbra_check(mmu, print_line, NULL))
+		atomic_fetch_add(&failures, 1);
+	printf("race_core: %lu starts, %lu installed, %lu retried, %d failures\n", st.starts,
+	       atomic_load(&installed), atomic_load(&retried), atomic_load(&failures));
+	umbra_chain_unregister(chain, umbra_mmu_notifier(mmu));
+	umbra_mmu_destroy(mmu);
+	umbra_chain_destroy(chain);
+	return atomic_load(&failures) ? 1 : 0;
+}
