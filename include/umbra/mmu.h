@@ -157,6 +157,9 @@ enum umbra_root_kind {
 int umbra_root_create(struct umbra_mmu *mmu, enum umbra_root_kind kind, struct umbra_root **root);
 void umbra_root_destroy(struct umbra_root *root);
 
+/* The MMU that the root belongs to. */
+struct umbra_mmu *umbra_root_mmu(const struct umbra_root *root);
+
 /* The physical address to load as CR3. */
 uint64_t umbra_root_phys(const struct umbra_root *root);
 

@@ -188,3 +188,8 @@ int umbra_for_each_leaf(struct umbra_root *root, struct gfn_range r,
 	mmu_unlock(root->mmu);
 	return rc;
 }
+
+struct umbra_mmu *umbra_root_mmu(const struct umbra_root *root)
+{
+	return root->mmu;
+}

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* Private to shadow/events: the open files behind a struct umbra_hostmap, and the mapping at an
+ * address. */
+#ifndef SHADOW_EVENTS_HOSTMAP_H
+#define SHADOW_EVENTS_HOSTMAP_H
+
+#include <pthread.h>
+#include <umbra/events.h>
+#include "shadow/events/uapi.h"
+
+struct umbra_hostmap {
+	int pagemap, maps;
+	bool scan, pfns, procmap;
+	pthread_mutex_t maps_lock; /* reading /proc/PID/maps as text moves its offset */
+};
+
+/* One mapping of the host (a VMA). @flags: UMBRA_VMA_*. @file: has an inode, shared anonymous
+ * memory too. */
+struct host_vma {
+	struct hva_range hva;
+	uint32_t flags;
+	bool file;
+};
+
+/* Returns: 0, -ENOENT (nothing is mapped at @hva), -errno. */
+int hostmap_vma(struct umbra_hostmap *map, hva_t hva, struct host_vma *vma);
+
+/*
+ * hostmap_peek - flags of one page, EXCLUSIVE and the frame only if the kernel has no PAGEMAP_SCAN.
+ * A quarter of the price of umbra_hostmap_query(): enough to see whether a page is there at all.
+ */
+int hostmap_peek(struct umbra_hostmap *map, hva_t hva, uint32_t *flags);
+
+/* Would a private write to a page with these flags give it another frame? */
+static inline bool page_write_moves_private(uint32_t flags)
+{
+	return (flags & UMBRA_PAGE_PRESENT) &&
+	       ((flags & (UMBRA_PAGE_ZERO | UMBRA_PAGE_FILE)) || !(flags & UMBRA_PAGE_EXCLUSIVE));
+}
+
+#endif

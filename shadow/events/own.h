@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* Private to shadow/events: own calls under way, the regions, and the plan of what a call brackets.
+ */
+#ifndef SHADOW_EVENTS_OWN_H
+#define SHADOW_EVENTS_OWN_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <umbra/events.h>
+#include "shadow/events/uapi.h"
+
+#define OWN_CALLS 64 /* own calls under way at once that the uffd reader can know as ours */
+
+/*
+ * One own call under way, entered after its bracket was opened and left before that is closed. @tid
+ * 0: free.
+ * @start, @end: what it will raise REMOVE for, empty if nothing. @upto: REMOVEs below it have been
+ * taken as this call's; a second one for the same bytes is somebody else's. @watched: own->watched
+ * when it began.
+ */
+struct own_call {
+	_Atomic int tid;
+	_Atomic uint64_t start, end, upto, watched;
+};
+
+/* A region, and which file it maps whatever descriptor is used later. */
+struct own_region {
+	struct umbra_region pub;
+	dev_t dev;
+	ino_t ino;
+};
+
+struct umbra_own {
+	struct umbra_chain *chain;
+	struct umbra_hostmap *map;
+
+	_Atomic(struct umbra_uffd *) uffd; /* reads the events of our own calls, or NULL */
+	_Atomic uint64_t watched;          /* grows with every registration at @uffd */
+	struct own_call calls[OWN_CALLS];
+
+	pthread_mutex_t regions_lock; /* innermost: never held over a call or a bracket */
+	struct own_region *regions;   /* sorted by hva, disjoint */
+	uint32_t nregions, regions_cap;
+};
+
+/*
+ * What a call changes. Up to PLAN_INLINE ranges without an allocation: every call but a fork, a
+ * batch or a punched file has at most two. No range: nothing is bracketed.
+ */
+#define PLAN_INLINE 4
+struct plan {
+	struct hva_range *v;
+	uint32_t nr, cap;
+	enum umbra_cause cause;
+	bool relocates;
+	struct hva_range few[PLAN_INLINE];
+};
+
+void plan_init(struct plan *plan, enum umbra_cause cause, bool relocates);
+void plan_fini(struct plan *plan);
+/* Empty ranges are left out, touching ones joined with the last. Returns: 0, -ENOMEM. */
+int plan_add(struct plan *plan, struct hva_range r);
+
+/* What madvise(@r, @advice) changes. Returns: 0, -ENOMEM. */
+int plan_madvise(const struct umbra_own *own, struct hva_range r, int advice, struct plan *plan);
+/* Cause and relocates alone, for advice that changes exactly its range; false for other advice. */
+bool plan_is_exact(int advice, enum umbra_cause *cause, bool *relocates);
+
+/* Ranges of regions that map bytes [@start, @end) of @fd. Returns: 0, -ENOMEM. */
+int region_plan_file(struct umbra_own *own, int fd, uint64_t start, uint64_t end,
+		     struct plan *plan);
+/* Private regions that fork would make copy-on-write. */
+int region_plan_fork(struct umbra_own *own, struct plan *plan);
+/*
+ * What a call did to the regions. Room is made by region_reserve() before the call; should it not
+ * do after all, a region says too much rather than too little.
+ */
+int region_reserve(struct umbra_own *own);
+void region_set_dontfork(struct umbra_own *own, struct hva_range r, bool dontfork);
+/* Nothing of @r is a region any more; with @with, what was becomes a part of @with. */
+void region_replace(struct umbra_own *own, struct hva_range r, const struct umbra_region *with);
+/* What lay in @from is now at @to (a byte of @from at the same distance from @to.start). */
+void region_move(struct umbra_own *own, struct hva_range from, struct hva_range to);
+
+/* Marks the calling thread as inside an own call, if a uffd listens. @removes: a call that raises
+ * REMOVE for @r. */
+struct own_call *own_call_enter(struct umbra_own *own, struct hva_range r, bool removes);
+void own_call_leave(struct umbra_own *own, struct own_call *call, int result);
+/* For the reader: is thread @tid inside an own call? Then its changes are bracketed by it. */
+bool own_call_of(struct umbra_own *own, int tid);
+/* For the reader: takes a REMOVE of @r as that of an own call, whose bracket is still open. */
+bool own_call_claim(struct umbra_own *own, struct hva_range r);
+
+int own_tid(void);
+
+#endif

@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* What a call brackets: exactly what it changes, and nothing if it changes nothing. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include "shadow/events/hostmap.h"
+#include "shadow/events/own.h"
+
+void plan_init(struct plan *plan, enum umbra_cause cause, bool relocates)
+{
+	plan->v = plan->few;
+	plan->nr = 0;
+	plan->cap = PLAN_INLINE;
+	plan->cause = cause;
+	plan->relocates = relocates;
+}
+
+void plan_fini(struct plan *plan)
+{
+	if (plan->v != plan->few)
+		free(plan->v);
+}
+
+int plan_add(struct plan *plan, struct hva_range r)
+{
+	struct hva_range *v;
+
+	if (hva_range_empty(r))
+		return 0;
+	if (plan->nr && plan->v[plan->nr - 1].end.v == r.start.v) {
+		plan->v[plan->nr - 1].end = r.end;
+		return 0;
+	}
+	if (plan->nr == plan->cap) {
+		const bool inline_now = plan->v == plan->few;
+
+		v = realloc(inline_now ? NULL : plan->v, 2 * plan->cap * sizeof(*v));
+		if (!v)
+			return -ENOMEM;
+		if (inline_now)
+			memcpy(v, plan->few, sizeof(plan->few));
+		plan->v = v;
+		plan->cap *= 2;
+	}
+	plan->v[plan->nr++] = r;
+	return 0;
+}
+
+bool plan_is_exact(int advice, enum umbra_cause *cause, bool *relocates)
+{
+	*relocates = true;
+	switch (advice) {
+	case MADV_DONTNEED:
+	case MADV_DONTNEED_LOCKED: *cause = UMBRA_CAUSE_DISCARD; return true;
+	case MADV_FREE: *cause = UMBRA_CAUSE_FREE; return true;
+	case MADV_REMOVE: *cause = UMBRA_CAUSE_REMOVE; return true;
+	case MADV_PAGEOUT: *cause = UMBRA_CAUSE_SWAP; return true;
+	case MADV_UNMERGEABLE: *cause = UMBRA_CAUSE_COW; return true;
+	case MADV_SOFT_OFFLINE: *cause = UMBRA_CAUSE_MIGRATE; return true;
+	case MADV_HWPOISON:
+	case MADV_GUARD_INSTALL: *cause = UMBRA_CAUSE_GUARD; return true;
+	default: return false;
+	}
+}
+
+static bool mapped_huge(const struct umbra_own *own, uint64_t block)
+{
+	uint32_t flags;
+
+	/* Not known is taken for huge: a bracket too many costs a refault, one too few an old
+	 * translation. */
+	return !own->map || !umbra_hostmap_has_scan(own->map) ||
+	       hostmap_peek(own->map, (hva_t){ block }, &flags) || (flags & UMBRA_PAGE_HUGE);
+}
+
+/* Cutting a mapping, or aging a part of it, splits the 2M page at the cut: the blocks that @r
+ * covers in part. */
+static int plan_edges(const struct umbra_own *own, struct hva_range r, struct plan *plan)
+{
+	const uint64_t mask = UMBRA_HUGE_SIZE - 1;
+	const uint64_t first = r.start.v & ~mask, last = r.end.v & ~mask;
+	int err = 0;
+
+	if ((first != r.start.v || (first == last && r.end.v != last)) && mapped_huge(own, first))
+		err = plan_add(plan, (struct hva_range){ { first }, { first + UMBRA_HUGE_SIZE } });
+	if (!err && last != r.end.v && last != first && mapped_huge(own, last))
+		err = plan_add(plan, (struct hva_range){ { last }, { last + UMBRA_HUGE_SIZE } });
+	return err;
+}
+
+/* The whole 2M blocks inside @r that are not huge yet: collapse moves all their pages. */
+static int plan_collapse(const struct umbra_own *own, struct hva_range r, struct plan *plan)
+{
+	const uint64_t mask = UMBRA_HUGE_SIZE - 1;
+	uint64_t block = r.start.v > ~mask ? r.end.v : (r.start.v + mask) & ~mask;
+	uint32_t flags;
+	int err = 0;
+
+	for (; !err && block < r.end.v && r.end.v - block >= UMBRA_HUGE_SIZE;
+	     block += UMBRA_HUGE_SIZE) {
+		if (own->map && umbra_hostmap_has_scan(own->map) &&
+		    !hostmap_peek(own->map, (hva_t){ block }, &flags) && (flags & UMBRA_PAGE_HUGE))
+			continue;
+		err = plan_add(plan, (struct hva_range){ { block }, { block + UMBRA_HUGE_SIZE } });
+	}
+	return err;
+}
+
+/* Present pages that a write moves: shared after a fork, the zero page, private file pages. */
+static int plan_populate_write(const struct umbra_own *own, struct hva_range r, struct plan *plan)
+{
+	const struct hva_range w = hva_range_widen(r);
+	struct umbra_page pages[64];
+	struct host_vma vma = { 0 };
+	int err = 0;
+
+	if (!own->map)
+		return plan_add(plan, w);
+	for (uint64_t at = w.start.v; !err && at < w.end.v;) {
+		const uint64_t left = (w.end.v - at) >> UMBRA_PAGE_SHIFT;
+		const size_t n = left < 64 ? left : 64;
+
+		err = umbra_hostmap_query_range(own->map, (hva_t){ at }, pages, n);
+		if (err)
+			return plan_add(plan, w);
+		for (size_t i = 0; !err && i < n; i++, at += UMBRA_PAGE_SIZE) {
+			const uint64_t size = pages[i].flags & UMBRA_PAGE_HUGE ? UMBRA_HUGE_SIZE
+									       : UMBRA_PAGE_SIZE;
+			const uint64_t start = at & ~(size - 1);
+
+			if (!page_write_moves_private(pages[i].flags))
+				continue;
+			if ((at >= vma.hva.end.v || at < vma.hva.start.v) &&
+			    hostmap_vma(own->map, (hva_t){ at }, &vma))
+				continue; /* gone meanwhile: nothing to move */
+			if (vma.flags & UMBRA_VMA_SHARED)
+				continue;
+			if (plan->nr && plan->v[plan->nr - 1].end.v >= start + size)
+				continue;
+			err = plan_add(plan, (struct hva_range){ { start }, { start + size } });
+		}
+	}
+	return err;
+}
+
+int plan_madvise(const struct umbra_own *own, struct hva_range r, int advice, struct plan *plan)
+{
+	enum umbra_cause cause;
+	bool relocates;
+
+	if (plan_is_exact(advice, &cause, &relocates)) {
+		plan_init(plan, cause, relocates);
+		return plan_add(plan, r);
+	}
+	switch (advice) {
+	case MADV_COLLAPSE:
+		plan_init(plan, UMBRA_CAUSE_COLLAPSE, true);
+		return plan_collapse(own, r, plan);
+	case MADV_POPULATE_WRITE:
+		plan_init(plan, UMBRA_CAUSE_COW, true);
+		return plan_populate_write(own, r, plan);
+	case MADV_WILLNEED:
+	case MADV_POPULATE_READ:
+	case MADV_GUARD_REMOVE: plan_init(plan, UMBRA_CAUSE_UNKNOWN, false); return 0;
+	default: /* what only marks the mapping, and COLD: nothing moves, cut hugepages are split */
+		plan_init(plan, UMBRA_CAUSE_SPLIT, false);
+		return plan_edges(own, r, plan);
+	}
+}

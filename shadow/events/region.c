@@ -1,0 +1,303 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* Regions: what fork and the calls on files need to know of the guest's memory. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <linux/magic.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include "shadow/events/hostmap.h"
+#include "shadow/events/own.h"
+
+#define ROOM 64 /* regions that the calls under way may add between reserve and use */
+
+static int reserve_locked(struct umbra_own *own, uint32_t more)
+{
+	struct own_region *v;
+
+	if (own->nregions + more <= own->regions_cap)
+		return 0;
+	v = realloc(own->regions, (own->nregions + more) * sizeof(*v));
+	if (!v)
+		return -ENOMEM;
+	own->regions = v;
+	own->regions_cap = own->nregions + more;
+	return 0;
+}
+
+int region_reserve(struct umbra_own *own)
+{
+	int err;
+
+	pthread_mutex_lock(&own->regions_lock);
+	err = reserve_locked(own, ROOM);
+	pthread_mutex_unlock(&own->regions_lock);
+	return err;
+}
+
+static uint32_t first_after(const struct umbra_own *own, uint64_t hva)
+{
+	uint32_t i = 0;
+
+	while (i < own->nregions && own->regions[i].pub.hva.end.v <= hva)
+		i++;
+	return i;
+}
+
+/* Room was made. */
+static void insert_locked(struct umbra_own *own, const struct own_region *r)
+{
+	const uint32_t i = first_after(own, r->pub.hva.start.v);
+
+	memmove(&own->regions[i + 1], &own->regions[i],
+		(own->nregions - i) * sizeof(*own->regions));
+	own->regions[i] = *r;
+	own->nregions++;
+}
+
+static void remove_locked(struct umbra_own *own, uint32_t i)
+{
+	own->nregions--;
+	memmove(&own->regions[i], &own->regions[i + 1],
+		(own->nregions - i) * sizeof(*own->regions));
+}
+
+/* The part of @r from @hva on. */
+static struct own_region tail_of(const struct own_region *r, uint64_t hva)
+{
+	struct own_region tail = *r;
+
+	tail.pub.file_offset += hva - r->pub.hva.start.v;
+	tail.pub.hva.start.v = hva;
+	return tail;
+}
+
+/* Makes @hva a boundary between regions. False: no room. */
+static bool split_at(struct umbra_own *own, uint64_t hva)
+{
+	const uint32_t i = first_after(own, hva);
+	struct own_region *r = &own->regions[i], tail;
+
+	if (i == own->nregions || r->pub.hva.start.v >= hva)
+		return true;
+	if (own->nregions == own->regions_cap)
+		return false;
+	tail = tail_of(r, hva);
+	r->pub.hva.end.v = hva;
+	insert_locked(own, &tail);
+	return true;
+}
+
+static int identify(struct own_region *r)
+{
+	struct statfs fs;
+	struct stat st;
+
+	if (r->pub.fd < 0)
+		return 0;
+	if (fstat(r->pub.fd, &st))
+		return -errno;
+	if (!r->pub.hugepage && !fstatfs(r->pub.fd, &fs) && fs.f_type == HUGETLBFS_MAGIC)
+		r->pub.hugepage = (uint64_t)fs.f_bsize;
+	r->dev = st.st_dev;
+	r->ino = st.st_ino;
+	return 0;
+}
+
+int umbra_region_add(struct umbra_own *own, const struct umbra_region *region)
+{
+	struct own_region r = { .pub = *region };
+	int err = identify(&r);
+	uint32_t i;
+
+	if (err)
+		return err;
+	pthread_mutex_lock(&own->regions_lock);
+	i = first_after(own, region->hva.start.v);
+	if (i < own->nregions && hva_ranges_meet(own->regions[i].pub.hva, region->hva))
+		err = -EEXIST;
+	else
+		err = reserve_locked(own, ROOM);
+	if (!err)
+		insert_locked(own, &r);
+	pthread_mutex_unlock(&own->regions_lock);
+	return err;
+}
+
+/* Own calls may have split a region or cut holes into it: what is left of it between its two ends
+ * goes. */
+int umbra_region_remove(struct umbra_own *own, struct hva_range hva)
+{
+	uint32_t i, last;
+	int err = -ENOENT;
+
+	pthread_mutex_lock(&own->regions_lock);
+	i = last = first_after(own, hva.start.v);
+	while (last < own->nregions && own->regions[last].pub.hva.end.v < hva.end.v)
+		last++;
+	if (last < own->nregions && own->regions[i].pub.hva.start.v == hva.start.v &&
+	    own->regions[last].pub.hva.end.v == hva.end.v) {
+		for (uint32_t n = last - i + 1; n; n--)
+			remove_locked(own, i);
+		err = 0;
+	}
+	pthread_mutex_unlock(&own->regions_lock);
+	return err;
+}
+
+void region_set_dontfork(struct umbra_own *own, struct hva_range r, bool dontfork)
+{
+	const struct hva_range w = hva_range_widen(r);
+	bool split;
+
+	pthread_mutex_lock(&own->regions_lock);
+	split = split_at(own, w.start.v) && split_at(own, w.end.v);
+	for (uint32_t i = first_after(own, w.start.v); i < own->nregions; i++) {
+		struct umbra_region *pub = &own->regions[i].pub;
+
+		if (!hva_ranges_meet(pub->hva, w))
+			break;
+		/* Without the split, a region that fork touches in part counts as touched. */
+		if (split || !dontfork)
+			pub->dontfork = dontfork;
+	}
+	pthread_mutex_unlock(&own->regions_lock);
+}
+
+void region_replace(struct umbra_own *own, struct hva_range r, const struct umbra_region *with)
+{
+	const struct hva_range w = hva_range_widen(r);
+	struct own_region file = { 0 };
+
+	if (with) {
+		file.pub = *with;
+		if (identify(&file))
+			file.pub.fd = -1;
+	}
+	pthread_mutex_lock(&own->regions_lock);
+	if (split_at(own, w.start.v) && split_at(own, w.end.v)) {
+		uint32_t i = first_after(own, w.start.v);
+
+		while (i < own->nregions && hva_ranges_meet(own->regions[i].pub.hva, w)) {
+			const struct hva_range hva = own->regions[i].pub.hva;
+
+			if (!with) {
+				remove_locked(own, i);
+				continue;
+			}
+			own->regions[i] = tail_of(&file, hva.start.v);
+			own->regions[i].pub.hva = hva;
+			i++;
+		}
+	}
+	pthread_mutex_unlock(&own->regions_lock);
+}
+
+void region_move(struct umbra_own *own, struct hva_range from, struct hva_range to)
+{
+	pthread_mutex_lock(&own->regions_lock);
+	/* What was at the destination is gone. */
+	if (split_at(own, to.start.v) && split_at(own, to.end.v)) {
+		uint32_t i = first_after(own, to.start.v);
+
+		while (i < own->nregions && hva_ranges_meet(own->regions[i].pub.hva, to))
+			remove_locked(own, i);
+	}
+	if (split_at(own, from.start.v) && split_at(own, from.end.v)) {
+		uint32_t i = first_after(own, from.start.v);
+
+		while (i < own->nregions && hva_ranges_meet(own->regions[i].pub.hva, from)) {
+			struct own_region r = own->regions[i];
+
+			remove_locked(own, i);
+			r.pub.hva.start.v += to.start.v - from.start.v;
+			r.pub.hva.end.v += to.start.v - from.start.v;
+			if (r.pub.hva.end.v > to.end.v ||
+			    r.pub.hva.end.v == to.start.v + (from.end.v - from.start.v))
+				r.pub.hva.end.v = to.end.v;
+			if (!hva_range_empty(r.pub.hva))
+				insert_locked(own, &r);
+			i = first_after(own, from.start.v);
+		}
+	}
+	pthread_mutex_unlock(&own->regions_lock);
+}
+
+int region_plan_fork(struct umbra_own *own, struct plan *plan)
+{
+	int err = 0;
+
+	pthread_mutex_lock(&own->regions_lock);
+	for (uint32_t i = 0; !err && i < own->nregions; i++) {
+		const struct umbra_region *pub = &own->regions[i].pub;
+
+		if (pub->is_private && !pub->dontfork)
+			err = plan_add(plan, pub->hva);
+	}
+	pthread_mutex_unlock(&own->regions_lock);
+	return err;
+}
+
+static bool huge_at(const struct umbra_own *own, uint64_t hva)
+{
+	uint32_t flags;
+
+	return !own->map || !umbra_hostmap_has_scan(own->map) ||
+	       hostmap_peek(own->map, (hva_t){ hva }, &flags) || (flags & UMBRA_PAGE_HUGE);
+}
+
+/*
+ * File bytes [@start, @end) of one region. Only whole pages of it are freed; bytes of a page at
+ * either end are zeroed in place, which moves nothing, unless the page is part of a THP: that is
+ * split.
+ */
+static int plan_region_file(const struct umbra_own *own, const struct umbra_region *pub,
+			    uint64_t start, uint64_t end, struct plan *plan)
+{
+	const uint64_t page = pub->hugepage ? pub->hugepage : UMBRA_PAGE_SIZE;
+	const uint64_t first = pub->file_offset;
+	const uint64_t last = first + (pub->hva.end.v - pub->hva.start.v);
+	const uint64_t from = start > first ? start : first, to = end < last ? end : last;
+	const uint64_t whole_from = from == first ? from : (from + page - 1) / page * page;
+	const uint64_t whole_to = to == last ? to : to / page * page;
+	const uint64_t cuts[2] = { from, to };
+	int err = 0;
+
+	if (from >= to)
+		return 0;
+	for (unsigned int i = 0; !err && !pub->hugepage && i < 2; i++) {
+		const uint64_t hva = pub->hva.start.v + (cuts[i] - first);
+		const uint64_t block = hva & ~(UMBRA_HUGE_SIZE - 1);
+
+		if (i == 1 && whole_from < whole_to)
+			err = plan_add(plan, (struct hva_range){
+						     { pub->hva.start.v + (whole_from - first) },
+						     { pub->hva.start.v + (whole_to - first) } });
+		if (!err && (cuts[i] & (UMBRA_PAGE_SIZE - 1)) && huge_at(own, hva))
+			err = plan_add(
+				plan, (struct hva_range){ { block }, { block + UMBRA_HUGE_SIZE } });
+	}
+	if (pub->hugepage && whole_from < whole_to)
+		err = plan_add(plan,
+			       (struct hva_range){ { pub->hva.start.v + (whole_from - first) },
+						   { pub->hva.start.v + (whole_to - first) } });
+	return err;
+}
+
+int region_plan_file(struct umbra_own *own, int fd, uint64_t start, uint64_t end, struct plan *plan)
+{
+	struct stat st;
+	int err = 0;
+
+	if (fstat(fd, &st))
+		return 0; /* the call will say so itself */
+	pthread_mutex_lock(&own->regions_lock);
+	for (uint32_t i = 0; !err && i < own->nregions; i++) {
+		const struct own_region *r = &own->regions[i];
+
+		if (r->pub.fd >= 0 && r->dev == st.st_dev && r->ino == st.st_ino)
+			err = plan_region_file(own, &r->pub, start, end, plan);
+	}
+	pthread_mutex_unlock(&own->regions_lock);
+	return err;
+}

@@ -1,0 +1,533 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* The userfaultfd reader: events become brackets on the chain; faults go to the embedder after
+ * every event before them. */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+#include "shadow/events/uffd.h"
+
+#define WANTED_FEATURES                                                             \
+	((uint64_t)(UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_FORK |      \
+		    UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE |          \
+		    UFFD_FEATURE_MISSING_HUGETLBFS | UFFD_FEATURE_MISSING_SHMEM |   \
+		    UFFD_FEATURE_EVENT_UNMAP | UFFD_FEATURE_THREAD_ID |             \
+		    UFFD_FEATURE_MINOR_HUGETLBFS | UFFD_FEATURE_MINOR_SHMEM |       \
+		    UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED | \
+		    UFFD_FEATURE_POISON | UFFD_FEATURE_MOVE))
+#define SETTLE_POLL_MS 1
+
+/* ---- open and close ---------------------------------------------------------------------------
+ */
+
+static int new_uffd(int dev)
+{
+	int fd;
+
+	if (dev >= 0)
+		fd = ioctl(dev, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+	else
+		fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	return fd < 0 ? -errno : fd;
+}
+
+static int handshake(int fd, uint64_t want, uint64_t *features)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = want };
+
+	if (ioctl(fd, UFFDIO_API, &api))
+		return -errno;
+	*features = api.features;
+	return 0;
+}
+
+/* The handshake can be done once on each descriptor: the first only asks what there is. */
+static int open_way(int dev, uint64_t *features)
+{
+	uint64_t offered = 0;
+	int fd = new_uffd(dev), err;
+
+	if (fd < 0)
+		return fd;
+	err = handshake(fd, 0, &offered);
+	close(fd);
+	if (err)
+		return err;
+	fd = new_uffd(dev);
+	if (fd < 0)
+		return fd;
+	err = handshake(fd, offered & WANTED_FEATURES, features);
+	if (!err) {
+		*features = offered & WANTED_FEATURES;
+		return fd;
+	}
+	close(fd);
+	return err;
+}
+
+static int open_passed(int passed, uint64_t *features)
+{
+	const int flags = fcntl(passed, F_GETFL);
+	int err;
+
+	if (flags < 0 || fcntl(passed, F_SETFL, flags | O_NONBLOCK))
+		return -errno;
+	/* It cannot be asked twice, so all or the part that every kernel since 5.19 has. */
+	err = handshake(passed, WANTED_FEATURES, features);
+	if (err)
+		err = handshake(passed, WANTED_FEATURES & 0x1fff, features);
+	*features &= WANTED_FEATURES;
+	return err ? err : passed;
+}
+
+static int open_any(struct umbra_uffd *u, struct umbra_uffd_tried *tried)
+{
+	int dev, fd = -ENOENT;
+
+	*tried = (struct umbra_uffd_tried){ 1, 1, 1 };
+	if (u->config.fd >= 0) {
+		fd = open_passed(u->config.fd, &u->features);
+		tried->passed_fd = fd < 0 ? fd : 0;
+		if (fd >= 0)
+			return fd;
+	}
+	u->owned = true;
+	dev = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	fd = dev < 0 ? -errno : open_way(dev, &u->features);
+	if (dev >= 0)
+		close(dev);
+	tried->dev = fd < 0 ? fd : 0;
+	if (fd >= 0)
+		return fd;
+	fd = open_way(-1, &u->features);
+	tried->syscall = fd < 0 ? fd : 0;
+	return fd;
+}
+
+int umbra_uffd_open(struct umbra_uffd **out, struct umbra_chain *chain,
+		    const struct umbra_uffd_config *config, struct umbra_uffd_tried *tried)
+{
+	struct umbra_uffd_tried unused;
+	struct umbra_uffd *u = calloc(1, sizeof(*u)), *none = NULL;
+	int err;
+
+	if (!u)
+		return -ENOMEM;
+	u->chain = chain;
+	u->config = *config;
+	u->own = config->own;
+	u->fd = open_any(u, tried ? tried : &unused);
+	err = u->fd < 0 ? u->fd : 0;
+	if (err)
+		goto fail;
+	err = settle_init(&u->settle, config->settle_signal, config->own);
+	if (err)
+		goto fail_fd;
+	pthread_mutex_init(&u->lock, NULL);
+	pthread_cond_init(&u->drained, NULL);
+	/* One reader at most knows the own calls of an address space; events that a second reads
+	 * are all taken for outside. */
+	if (u->own && !atomic_compare_exchange_strong(&u->own->uffd, &none, u))
+		u->own = u->settle.own = NULL;
+	*out = u;
+	return 0;
+fail_fd:
+	if (u->owned)
+		close(u->fd);
+fail:
+	free(u);
+	return err;
+}
+
+uint64_t umbra_uffd_features(const struct umbra_uffd *uffd)
+{
+	return uffd->features;
+}
+
+int umbra_uffd_fd(const struct umbra_uffd *uffd)
+{
+	return uffd->fd;
+}
+
+/* ---- brackets ---------------------------------------------------------------------------------
+ */
+
+/*
+ * Not blockable: the reader never waits for a vCPU, which may be waiting for the reader in a fault.
+ * Forced: the change cannot be refused any more.
+ */
+static struct umbra_range range_of(struct hva_range r, enum umbra_cause cause, bool relocates)
+{
+	return (struct umbra_range){
+		.hull = r,
+		.flags = UMBRA_RANGE_FORCED | (relocates ? UMBRA_RANGE_RELOCATES : 0U),
+		.cause = cause,
+		.source = UMBRA_SOURCE_UFFD,
+	};
+}
+
+static void open_range(struct umbra_uffd *u, struct hva_range r, enum umbra_cause cause,
+		       bool relocates)
+{
+	const struct umbra_range range = range_of(r, cause, relocates);
+
+	umbra_invalidate_start(u->chain, &range);
+}
+
+static void close_range_(struct umbra_uffd *u, struct hva_range r, enum umbra_cause cause)
+{
+	const struct umbra_range range = range_of(r, cause, false);
+
+	umbra_invalidate_end(u->chain, &range);
+}
+
+/* A change that is over when its event is read. */
+static void point(struct umbra_uffd *u, struct hva_range r, enum umbra_cause cause, bool relocates)
+{
+	open_range(u, r, cause, relocates);
+	close_range_(u, r, cause);
+}
+
+void uffd_doubt(struct umbra_uffd *u, struct hva_range r)
+{
+	struct uffd_open *d;
+
+	open_range(u, r, UMBRA_CAUSE_REMOVE, true);
+	pthread_mutex_lock(&u->lock);
+	if (u->ndoubts < UFFD_DOUBTS) {
+		u->doubts[u->ndoubts++] = (struct uffd_open){ .r = r, .count = 1 };
+	} else {
+		d = &u->doubts[UFFD_DOUBTS - 1];
+		if (r.start.v < d->r.start.v)
+			d->r.start = r.start;
+		if (r.end.v > d->r.end.v)
+			d->r.end = r.end;
+		d->count++;
+	}
+	pthread_mutex_unlock(&u->lock);
+	uffd_wake_reader(u);
+}
+
+static void set_unsettled(struct umbra_uffd *u)
+{
+	atomic_store(&u->unsettled, u->npending);
+}
+
+static void take_doubts(struct umbra_uffd *u)
+{
+	const uint64_t epoch = settle_epoch();
+
+	pthread_mutex_lock(&u->lock);
+	while (u->ndoubts && u->npending < UFFD_PENDING) {
+		u->pending[u->npending] = u->doubts[--u->ndoubts];
+		u->pending[u->npending++].epoch = epoch;
+	}
+	pthread_mutex_unlock(&u->lock);
+	set_unsettled(u);
+}
+
+/* Looks whether the callers of pending REMOVEs are back, and closes what is over. */
+static void settle_pending(struct umbra_uffd *u)
+{
+	uint64_t newest = 0, over;
+	uint32_t kept = 0;
+
+	for (uint32_t i = 0; i < u->npending; i++)
+		if (u->pending[i].epoch > newest)
+			newest = u->pending[i].epoch;
+	over = settle_scan(&u->settle, newest);
+	for (uint32_t i = 0; i < u->npending; i++) {
+		struct uffd_open *o = &u->pending[i];
+
+		if (o->epoch > over) {
+			u->pending[kept++] = *o;
+			continue;
+		}
+		for (uint32_t n = o->count; n; n--)
+			close_range_(u, o->r, UMBRA_CAUSE_REMOVE);
+		atomic_fetch_add(&u->settled, 1);
+	}
+	u->npending = kept;
+	set_unsettled(u);
+}
+
+/* ---- messages ---------------------------------------------------------------------------------
+ */
+
+static void on_remove(struct umbra_uffd *u, struct hva_range r)
+{
+	atomic_fetch_add(&u->removes, 1);
+	if (u->own && own_call_claim(u->own, r)) {
+		atomic_fetch_add(&u->own_removes, 1);
+		return;
+	}
+	open_range(u, r, UMBRA_CAUSE_REMOVE, true);
+	/* The epoch begins after the read: what is seen from now on was seen after it. */
+	u->pending[u->npending++] =
+		(struct uffd_open){ .r = r, .epoch = settle_epoch(), .count = 1 };
+	set_unsettled(u);
+}
+
+static void on_remap(struct umbra_uffd *u, uint64_t from, uint64_t to, uint64_t len)
+{
+	const struct hva_range old = { { from }, { from + len } };
+
+	atomic_fetch_add(&u->remaps, 1);
+	uffd_ranges_move(u, old, (hva_t){ to });
+	point(u, old, UMBRA_CAUSE_REMAP, true);
+	point(u, (struct hva_range){ { to }, { to + len } }, UMBRA_CAUSE_REMAP, true);
+}
+
+static void on_fork(struct umbra_uffd *u, int child)
+{
+	struct uffd_range r;
+
+	atomic_fetch_add(&u->forks, 1);
+	close(child); /* the child's memory is none of ours */
+	for (uint32_t i = 0;; i++) {
+		bool more, lost;
+
+		pthread_mutex_lock(&u->lock);
+		more = i < u->nranges;
+		lost = u->ranges_lost;
+		if (more)
+			r = u->ranges[i];
+		pthread_mutex_unlock(&u->lock);
+		if (lost) {
+			point(u, (struct hva_range){ { 0 }, { ~0ULL } }, UMBRA_CAUSE_FORK, false);
+			return;
+		}
+		if (!more)
+			return;
+		if (r.is_private)
+			point(u, r.hva, UMBRA_CAUSE_FORK, false);
+	}
+}
+
+static void on_fault(struct umbra_uffd *u, const struct uffd_msg *m)
+{
+	const uint32_t flags = (uint32_t)m->arg.pagefault.flags;
+	const hva_t hva = { m->arg.pagefault.address };
+
+	if (flags & UFFD_PAGEFAULT_FLAG_WP)
+		atomic_fetch_add(&u->faults_wp, 1);
+	else if (flags & UFFD_PAGEFAULT_FLAG_MINOR)
+		atomic_fetch_add(&u->faults_minor, 1);
+	else
+		atomic_fetch_add(&u->faults_missing, 1);
+	if (u->ndeferred < UFFD_DEFERRED) {
+		u->deferred[u->ndeferred++] = (struct uffd_deferred){
+			.hva = hva,
+			.flags = flags,
+			.tid = m->arg.pagefault.feat.ptid,
+		};
+		return;
+	}
+	/* No room: woken, the thread faults again and is read later. */
+	umbra_uffd_wake(u, hva_range_widen((struct hva_range){ hva, { hva.v + 1 } }));
+}
+
+static void on_message(struct umbra_uffd *u, const struct uffd_msg *m)
+{
+	const struct hva_range r = { { m->arg.remove.start }, { m->arg.remove.end } };
+
+	switch (m->event) {
+	case UFFD_EVENT_PAGEFAULT: on_fault(u, m); break;
+	case UFFD_EVENT_REMOVE: on_remove(u, r); break;
+	case UFFD_EVENT_UNMAP:
+		atomic_fetch_add(&u->unmaps, 1);
+		uffd_ranges_remove(u, r);
+		point(u, r, UMBRA_CAUSE_UNMAP, true);
+		break;
+	case UFFD_EVENT_REMAP:
+		on_remap(u, m->arg.remap.from, m->arg.remap.to, m->arg.remap.len);
+		break;
+	case UFFD_EVENT_FORK: on_fork(u, (int)m->arg.fork.ufd); break;
+	default: break; /* asked for no other */
+	}
+}
+
+int uffd_read_all(struct umbra_uffd *u)
+{
+	struct uffd_msg messages[UFFD_BATCH];
+
+	for (;;) {
+		const size_t room = UFFD_PENDING - u->npending;
+		const size_t n = room < UFFD_BATCH ? room : UFFD_BATCH;
+		ssize_t got;
+
+		if (!n) /* what is not read keeps its caller waiting, and that is right */
+			return -ENOBUFS;
+		got = read(u->fd, messages, n * sizeof(*messages));
+		if (got < 0 && errno == EAGAIN)
+			return 0;
+		if (got < 0 && errno == EINTR)
+			continue;
+		if (got < 0)
+			return -errno;
+		for (size_t i = 0; i < (size_t)got / sizeof(*messages); i++)
+			on_message(u, &messages[i]);
+	}
+}
+
+/* After every event that was readable with or before them: a fault overtakes the event that made it
+ * stale. */
+static void serve_faults(struct umbra_uffd *u)
+{
+	while (u->ndeferred) {
+		const struct uffd_deferred f = u->deferred[--u->ndeferred];
+
+		if (u->config.fault)
+			u->config.fault(u->config.ctx, u, f.hva, f.flags, f.tid);
+	}
+}
+
+/* ---- the reader -------------------------------------------------------------------------------
+ */
+
+void uffd_wake_reader(struct umbra_uffd *u)
+{
+	const uint64_t one = 1;
+
+	if (write(u->settle.wake, &one, sizeof(one)) < 0)
+		return; /* full: it is awake */
+}
+
+bool uffd_on_reader(const struct umbra_uffd *u)
+{
+	return atomic_load(&u->reader_tid) == own_tid();
+}
+
+static void wait_for_more(struct umbra_uffd *u)
+{
+	struct pollfd fds[2] = { { .fd = u->fd, .events = POLLIN },
+				 { .fd = u->settle.wake, .events = POLLIN } };
+	uint64_t count;
+
+	poll(fds, 2, u->npending ? SETTLE_POLL_MS : -1);
+	if ((fds[1].revents & POLLIN) && read(u->settle.wake, &count, sizeof(count)) < 0)
+		return;
+}
+
+static int reader_round(struct umbra_uffd *u)
+{
+	uint64_t wanted;
+	int err;
+
+	pthread_mutex_lock(&u->lock);
+	wanted = u->drain_wanted;
+	pthread_mutex_unlock(&u->lock);
+
+	err = uffd_read_all(u);
+	serve_faults(u);
+	take_doubts(u);
+	if (u->npending)
+		settle_pending(u);
+	if (!err && !u->npending) {
+		pthread_mutex_lock(&u->lock);
+		u->drain_done = wanted;
+		pthread_cond_broadcast(&u->drained);
+		pthread_mutex_unlock(&u->lock);
+	}
+	return err == -ENOBUFS ? 0 : err;
+}
+
+int umbra_uffd_run(struct umbra_uffd *u)
+{
+	int err = 0;
+
+	atomic_store(&u->reader_tid, own_tid());
+	u->settle.reader_tid = own_tid();
+	atomic_store(&u->running, true);
+	while (!err && !atomic_load(&u->stop)) {
+		err = reader_round(u);
+		if (!err && !atomic_load(&u->stop))
+			wait_for_more(u);
+	}
+	pthread_mutex_lock(&u->lock);
+	atomic_store(&u->running, false);
+	atomic_store(&u->stop, false);
+	pthread_cond_broadcast(&u->drained);
+	pthread_mutex_unlock(&u->lock);
+	atomic_store(&u->reader_tid, 0);
+	return err;
+}
+
+void umbra_uffd_stop(struct umbra_uffd *u)
+{
+	atomic_store(&u->stop, true);
+	uffd_wake_reader(u);
+}
+
+int umbra_uffd_drain(struct umbra_uffd *u)
+{
+	uint64_t wanted;
+	int err = 0;
+
+	if (uffd_on_reader(u))
+		return -EDEADLK;
+	pthread_mutex_lock(&u->lock);
+	wanted = ++u->drain_wanted;
+	pthread_mutex_unlock(&u->lock);
+	uffd_wake_reader(u);
+	pthread_mutex_lock(&u->lock);
+	while (u->drain_done < wanted && atomic_load(&u->running))
+		pthread_cond_wait(&u->drained, &u->lock);
+	if (u->drain_done < wanted)
+		err = -ESRCH;
+	pthread_mutex_unlock(&u->lock);
+	return err;
+}
+
+/*
+ * Callers whose event nobody reads any more are let go by close(), unannounced: so everything
+ * registered is bracketed round it, until they are through. A range whose callers cannot be seen to
+ * be through stays refused.
+ */
+void umbra_uffd_close(struct umbra_uffd *u)
+{
+	const struct timespec tick = { .tv_nsec = SETTLE_POLL_MS * 1000000L };
+
+	if (!u)
+		return;
+	u->settle.reader_tid = own_tid();
+	uffd_read_all(u);
+	for (uint32_t i = 0; i < u->nranges; i++)
+		uffd_doubt(u, u->ranges[i].hva);
+	if (u->owned)
+		close(u->fd);
+	if (u->own)
+		atomic_store(&u->own->uffd, NULL);
+	for (int tries = 0; tries < 1000 && (u->ndoubts || u->npending); tries++) {
+		if (tries)
+			nanosleep(&tick, NULL);
+		take_doubts(u);
+		settle_pending(u);
+	}
+	settle_fini(&u->settle);
+	pthread_cond_destroy(&u->drained);
+	pthread_mutex_destroy(&u->lock);
+	free(u);
+}
+
+void umbra_uffd_stats(struct umbra_uffd *u, struct umbra_uffd_stats *s)
+{
+	*s = (struct umbra_uffd_stats){
+		.faults_missing = u->faults_missing,
+		.faults_minor = u->faults_minor,
+		.faults_wp = u->faults_wp,
+		.removes = u->removes,
+		.unmaps = u->unmaps,
+		.remaps = u->remaps,
+		.forks = u->forks,
+		.own_removes = u->own_removes,
+		.settled = u->settled,
+		.unsettled = u->unsettled,
+		.eagain = u->eagain,
+	};
+}

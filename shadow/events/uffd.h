@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* Private to shadow/events: the state of a userfaultfd reader and of the grace period that ends a
+ * REMOVE. */
+#ifndef SHADOW_EVENTS_UFFD_H
+#define SHADOW_EVENTS_UFFD_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <umbra/events.h>
+#include "shadow/events/own.h"
+
+#define SETTLE_INSTANCES 16
+#define SETTLE_THREADS   1024
+#define UFFD_PENDING     256
+#define UFFD_DOUBTS      64
+#define UFFD_DEFERRED    256
+#define UFFD_RANGES      256
+#define UFFD_BATCH       16
+
+/* A thread of this process, as the grace period sees it. @tid 0: free. */
+struct settle_thread {
+	int tid;
+	int fd; /* /proc/self/task/TID/syscall, or stat of an io_uring worker; -1: cannot be opened
+		 */
+	bool io_worker;
+	bool listed;
+	uint64_t
+		quiet; /* newest epoch after which it was seen outside of every call begun before */
+	uint64_t signal; /* newest epoch that a signal was sent for */
+};
+
+/*
+ * The grace period. An epoch is begun after an event was read; it is over for a thread once that
+ * thread was seen, later, outside of the system call that it may have been in, and over when it is
+ * over for all threads.
+ */
+struct settle {
+	int instance; /* of the static acknowledgement table */
+	int wake; /* eventfd, the instance's, never closed: a late handler may still write to it */
+	int signal;
+	int task_dir;
+	int reader_tid;
+	struct umbra_own *own;
+	struct settle_thread threads[SETTLE_THREADS];
+	uint32_t nthreads; /* high-water mark in threads[] */
+	char dirents[64 * 1024];
+};
+
+/* Returns: 0, -EBUSY (the signal is in use), -ENOSPC (too many userfaultfds), -errno. */
+int settle_init(struct settle *s, int signal, struct umbra_own *own);
+void settle_fini(struct settle *s);
+/* A new epoch. Everything read before this call is covered by it. */
+uint64_t settle_epoch(void);
+/*
+ * One look at all threads, with signals to those that need one. Allocates nothing. Returns: the
+ * newest epoch that is over.
+ */
+uint64_t settle_scan(struct settle *s, uint64_t epoch);
+
+/* An open bracket of the reader's, to be closed when @epoch is over. @count: starts it stands for.
+ */
+struct uffd_open {
+	struct hva_range r;
+	uint64_t epoch;
+	uint32_t count;
+	bool own;
+};
+
+struct uffd_deferred {
+	hva_t hva;
+	uint32_t flags, tid;
+};
+
+struct uffd_range {
+	struct hva_range hva;
+	bool is_private;
+};
+
+struct umbra_uffd {
+	int fd;
+	bool owned;
+	uint64_t features;
+	struct umbra_chain *chain;
+	struct umbra_own *own;
+	struct umbra_uffd_config config;
+	struct settle settle;
+	_Atomic bool stop, running;
+	_Atomic int reader_tid;
+
+	/* the reader's alone */
+	struct uffd_open pending[UFFD_PENDING];
+	uint32_t npending;
+	struct uffd_deferred deferred[UFFD_DEFERRED];
+	uint32_t ndeferred;
+
+	pthread_mutex_t lock; /* innermost; nothing is called with it held */
+	pthread_cond_t drained;
+	uint64_t drain_wanted, drain_done;
+	struct uffd_open doubts[UFFD_DOUBTS];
+	uint32_t ndoubts;
+	struct uffd_range ranges[UFFD_RANGES];
+	uint32_t nranges;
+	bool ranges_lost; /* more than fit: fork is taken to touch everything */
+
+	/* statistics */
+	_Atomic uint64_t faults_missing, faults_minor, faults_wp;
+	_Atomic uint64_t removes, unmaps, remaps, forks;
+	_Atomic uint64_t own_removes, settled, unsettled, eagain;
+};
+
+/* Own call over @r failed after a REMOVE was taken as its: whoever made it is waited for. Its
+ * bracket is still open. */
+void uffd_doubt(struct umbra_uffd *uffd, struct hva_range r);
+/* Reads and announces all that is readable; faults are put by. Reader only. Returns: 0, -errno. */
+int uffd_read_all(struct umbra_uffd *uffd);
+void uffd_wake_reader(struct umbra_uffd *uffd);
+bool uffd_on_reader(const struct umbra_uffd *uffd);
+
+/* The table of what is registered, for fork. */
+void uffd_ranges_add(struct umbra_uffd *uffd, struct hva_range r, bool is_private);
+void uffd_ranges_remove(struct umbra_uffd *uffd, struct hva_range r);
+void uffd_ranges_move(struct umbra_uffd *uffd, struct hva_range from, hva_t to);
+
+#endif
