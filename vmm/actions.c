@@ -197,7 +197,7 @@ int64_t action_unprotect(struct vm *vm, struct hva_range r, enum action_by by)
 
 /* No protection of ours is there (any more). Then the page is writable, or something else is wrong
  * with it. */
-static bool writable_now(struct vm *vm, uint64_t page)
+static bool writable_now_locked(struct vm *vm, uint64_t page)
 {
 	const struct umbra_resolve_req req = {
 		.hva = pages_to_range(vm, page, page).start,
@@ -231,20 +231,20 @@ bool hostcall_lift_protection(struct vm *vm, gpa_t gpa)
 	if (guest || chaos)
 		e = umbra_mprotect(vm->own, pages_to_range(vm, page, page + n),
 				   PROT_READ | PROT_WRITE);
+	else if (!writable_now_locked(vm, page))
+		e = -EACCES;
 	for (uint64_t p = page; p < page + n && !e; p++) {
 		bit_set(a->protected_by[ACTION_BY_GUEST], p, false);
 		bit_set(a->protected_by[ACTION_BY_CHAOS], p, false);
 	}
 	pthread_mutex_unlock(&a->lock);
-	if (!guest && !chaos)
-		return writable_now(vm, page);
-	if (e) {
+	if (e && (guest || chaos))
 		vm_log(vm, VM_LOG_WARN, "lifting a protection: %s", strerror(-e));
+	if (e)
 		return false;
-	}
 	pthread_mutex_lock(&a->stats_lock);
 	a->stats.protect_hits += guest;
-	a->stats.chaos_hits += !guest;
+	a->stats.chaos_hits += chaos && !guest;
 	pthread_mutex_unlock(&a->stats_lock);
 	return true;
 }

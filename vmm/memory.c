@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /* Guest memory: mapping it, making it known, and copying from and to it without ever faulting. */
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <linux/userfaultfd.h>
 #include <stdio.h>
@@ -27,6 +28,7 @@
 struct memory {
 	void *reservation;
 	size_t reserved;
+	int self; /* /proc/self/mem */
 	bool uffd_registered;
 	const char *effective;
 	/*
@@ -171,11 +173,18 @@ int memory_create(struct vm *vm, struct vm_error *err)
 	vm->memory = calloc(1, sizeof(*vm->memory));
 	if (!vm->memory)
 		return vm_fail(err, VMM_EXIT_CANNOT_RUN, "no memory");
+	vm->memory->self = -1;
 	pthread_rwlock_init(&vm->memory->access, NULL);
 	if (vm->config.backing == GUEST_BACKING_MEMFD)
 		e = create_fd(vm, err);
 	if (!e)
 		e = map_ram(vm, err);
+	if (!e) {
+		vm->memory->self = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
+		if (vm->memory->self < 0)
+			e = vm_fail(err, VMM_EXIT_CANNOT_RUN,
+				    "/proc/self/mem: %s; vmm needs /proc mounted", strerror(errno));
+	}
 	if (!e)
 		advise_pages(vm);
 	return e;
@@ -187,6 +196,8 @@ void memory_destroy(struct vm *vm)
 		return;
 	if (vm->memory->reservation)
 		munmap(vm->memory->reservation, vm->memory->reserved);
+	if (vm->memory->self >= 0)
+		close(vm->memory->self);
 	if (vm->ram_fd >= 0)
 		close(vm->ram_fd);
 	pthread_rwlock_destroy(&vm->memory->access);
@@ -280,17 +291,20 @@ void memory_access_open(struct vm *vm)
 	pthread_rwlock_unlock(&vm->memory->access);
 }
 
+/*
+ * Through /proc/self/mem, not process_vm_readv: that pins, and pinning a page which a fork left
+ * shared copies it first, even for a read. The frame would move under a present leaf with nobody
+ * told.
+ */
 int guest_read(struct vm *vm, gpa_t gpa, void *to, size_t len)
 {
-	struct iovec local = { to, len }, remote;
 	struct hva_range r;
 	ssize_t n;
 
 	if (memory_range(vm, gpa.v, len, &r))
 		return -EFAULT;
-	remote = (struct iovec){ (void *)(uintptr_t)r.start.v, len };
 	pthread_rwlock_rdlock(&vm->memory->access);
-	n = process_vm_readv(getpid(), &local, 1, &remote, 1, 0);
+	n = pread(vm->memory->self, to, len, (off_t)r.start.v);
 	pthread_rwlock_unlock(&vm->memory->access);
 	return n == (ssize_t)len ? 0 : -EFAULT;
 }

@@ -68,6 +68,7 @@ static const struct {
 	{ SCMP_SYS(close), ALL },
 	{ SCMP_SYS(fstat), ALL },
 	/* glibc's fstat() */
+	{ SCMP_SYS(getrusage), KIND(MAIN) },
 	{ SCMP_SYS(newfstatat), KIND(MAIN) | KIND(READER) },
 	/* guest memory */
 	{ SCMP_SYS(mremap), ALL },

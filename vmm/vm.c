@@ -203,9 +203,9 @@ int vm_create(struct vm **out, const struct vm_config *config, struct vm_error *
 {
 	/* In this order: each needs what stands above it. */
 	static int (*const steps[])(struct vm *, struct vm_error *) = {
-		create_signals, kvm_open,         create_library, memory_create,    window_create,
-		create_mmu,     monitor_create,   report_create,  create_uffd,      actions_create,
-		devices_create, hostcalls_create, chaos_create,   shootdown_create, memory_publish,
+		create_signals, kvm_open,       create_library,   memory_create, window_create,
+		create_mmu,     monitor_create, shootdown_create, report_create, create_uffd,
+		actions_create, devices_create, hostcalls_create, chaos_create,  memory_publish,
 		boot_load,      create_vcpus,
 	};
 	struct vm *vm = calloc(1, sizeof(*vm));
