@@ -139,13 +139,13 @@ $(BUILD)/asan/bin/vmm: $(call objects,asan,$(VMM_SRC)) $(BUILD)/asan/libumbra.a
 CRIT_BIN := $(CRIT_SRC:%.c=$(BUILD)/asan/%)
 RACE_BIN := $(RACE_SRC:%.c=$(BUILD)/tsan/%)
 
-$(CRIT_BIN:=.o) $(call objects,asan,$(SUPPORT_SRC)): UCFLAGS += $(CRIT_CFLAGS)
+$(CRIT_BIN:=.o) $(call objects,asan,$(SUPPORT_SRC)) $(call objects,tsan,$(SUPPORT_SRC)): UCFLAGS += $(CRIT_CFLAGS)
 $(CRIT_BIN): %: %.o $(BUILD)/asan/libsupport.a $(BUILD)/asan/libvmm.a $(BUILD)/asan/libumbra.a
 	$(call say,LD,$@)$(CC) -pthread $(ASAN) -o $@ $^ $(CRIT_LIBS) $(VMM_LIBS)
 
-# Race programs are linked without support: Criterion and ThreadSanitizer do not go together.
-$(RACE_BIN): %: %.o $(BUILD)/tsan/libumbra.a
-	$(call say,LD,$@)$(CC) -pthread $(TSAN) -o $@ $^
+# Race programs are plain programs: Criterion and ThreadSanitizer do not go together.
+$(RACE_BIN): %: %.o $(BUILD)/tsan/libsupport.a $(BUILD)/tsan/libvmm.a $(BUILD)/tsan/libumbra.a
+	$(call say,LD,$@)$(CC) -pthread $(TSAN) -o $@ $^ $(VMM_LIBS)
 
 # clang must be as silent as gcc; a header must compile alone.
 LINT := $(patsubst %.c,$(BUILD)/lint/%.ok,$(filter %.c,$(LIB_SRC) $(VMM_SRC) $(CRIT_SRC) $(RACE_SRC) $(SUPPORT_SRC)))
