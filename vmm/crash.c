@@ -136,7 +136,6 @@ static void end(struct vcpu *v, enum vmm_exit code, const char *why)
 	out = open_memstream(&text, &bytes);
 	if (!out)
 		return;
-	fprintf(out, "umbra: vCPU %u: %s\n", v->index, why);
 	vcpu_print_state(out, v);
 	fclose(out);
 	for (size_t done = 0; done < bytes;) {

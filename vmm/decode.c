@@ -154,7 +154,7 @@ static void decode_0f(struct reader *r, const struct prefixes *p, struct insn *i
 	case 0x00: decode_0f00(r, insn); return;
 	case 0x01: decode_0f01(r, insn); return;
 	case 0x06: named(insn, INSN_CLTS, "clts"); return;
-	case 0x08: named(insn, INSN_WBINVD, "invd"); return;
+	case 0x08: named(insn, INSN_OTHER, "invd"); return; /* would throw away what others wrote */
 	case 0x09: named(insn, INSN_WBINVD, "wbinvd"); return;
 	case 0x20:
 	case 0x22: decode_cr(r, p, insn, op == 0x22); return;

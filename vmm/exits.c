@@ -110,14 +110,14 @@ static void page_fault(struct vcpu *v, const struct monitor_frame *frame)
 			  : error & PF_EXEC ? UMBRA_ACCESS_EXEC
 					    : UMBRA_ACCESS_READ;
 
-	if (error & PF_RESERVED)
-		vcpu_bug(v, "reserved bits in a table entry for %#llx",
-			 (unsigned long long)address);
-	else if (frame->rip == monitor_lstar())
+	if (frame->rip == monitor_lstar())
 		vcpu_crash(v, NULL, "syscall, which this version does not offer to guests");
 	else if (address >= GUEST_END)
 		vcpu_crash(v, NULL, "escape attempt: %s %#llx, outside of guest memory",
 			   access_name(access), (unsigned long long)address);
+	else if (error & PF_RESERVED) /* above, a KVM may have entries of its own */
+		vcpu_bug(v, "reserved bits in a table entry for %#llx",
+			 (unsigned long long)address);
 	else if (!(error & PF_USER))
 		vcpu_bug(v, "page fault of ring 0 at %#llx", (unsigned long long)address);
 	else

@@ -38,6 +38,8 @@ __asm__(".pushsection .rodata\n"
 	"	je	4f\n"
 	"	cmp	$5, %rax\n"
 	"	je	5f\n"
+	"	cmp	$6, %rax\n"
+	"	je	6f\n"
 	"9:	movq	$0, (%rbx)\n"
 	"	jmp	0b\n"
 	"1:	xor	%r8, %r8\n"
@@ -60,6 +62,17 @@ __asm__(".pushsection .rodata\n"
 	"	je	4b\n"
 	"	jmp	9b\n"
 	"5:	jmp	*%rdx\n"
+	"6:	mov	32(%rbx), %r8\n"
+	"66:	imul	$1103515245, %r8, %r8\n"
+	"	add	$12345, %r8\n"
+	"	mov	%r8, %r9\n"
+	"	shr	$16, %r9\n"
+	"	and	%rcx, %r9\n"
+	"	shl	$12, %r9\n"
+	"	incq	(%rdx,%r9)\n"
+	"	cmpq	$6, (%rbx)\n"
+	"	je	66b\n"
+	"	jmp	9b\n"
 	"engine_guest_end:\n"
 	".popsection\n");
 extern const uint8_t engine_guest_begin[], engine_guest_end[];
@@ -208,6 +221,17 @@ static void tell(struct engine *e, unsigned int vcpu, enum engine_op op,
 	__atomic_store_n(&box->op, op, __ATOMIC_RELEASE);
 }
 
+void engine_tell_random(struct engine *e, unsigned int vcpu, uint64_t addr, uint64_t mask)
+{
+	tell(e, vcpu, ENGINE_RANDOM,
+	     &(struct engine_mailbox){ .addr = addr, .count = mask, .value = vcpu + 7 });
+}
+
+void engine_tell_stop(struct engine *e, unsigned int vcpu)
+{
+	__atomic_store_n(&engine_mailbox(e, vcpu)->op, 0, __ATOMIC_RELEASE);
+}
+
 void engine_tell(struct engine *e, unsigned int vcpu, enum engine_op op, uint64_t addr,
 		 uint64_t value)
 {
@@ -275,6 +299,24 @@ void engine_discard(struct engine *e, uint64_t gpa, uint64_t len)
 	umbra_invalidate_start(e->vm.chain, &r);
 	madvise(engine_at(e, gpa), len, MADV_DONTNEED);
 	umbra_invalidate_end(e->vm.chain, &r);
+}
+
+bool engine_discard_is_obeyed(struct engine *e, uint64_t gpa, unsigned int us)
+{
+	struct umbra_range r = {
+		.hull = hva_range_of(engine_at(e, gpa), UMBRA_PAGE_SIZE),
+		.flags = UMBRA_RANGE_BLOCKABLE | UMBRA_RANGE_FORCED | UMBRA_RANGE_RELOCATES,
+		.cause = UMBRA_CAUSE_DISCARD,
+		.source = UMBRA_SOURCE_OWN,
+	};
+	struct umbra_page page = { 0 };
+
+	umbra_invalidate_start(e->vm.chain, &r);
+	madvise(engine_at(e, gpa), UMBRA_PAGE_SIZE, MADV_DONTNEED);
+	engine_pause(us);
+	umbra_hostmap_query(e->vm.hostmap, r.hull.start, &page);
+	umbra_invalidate_end(e->vm.chain, &r);
+	return !(page.flags & UMBRA_PAGE_PRESENT);
 }
 
 static void print_line(void *arg, const char *line)

@@ -23,8 +23,9 @@ enum engine_op {
 	ENGINE_WRITE = 2, /* @value to each */
 	ENGINE_HALT = 3,
 	ENGINE_HAMMER =
-		4,       /* increments the word at @addr and counts in @value, until @op changes */
-	ENGINE_JUMP = 5, /* to @addr */
+		4, /* increments the word at @addr and counts in @value, until @op changes */
+	ENGINE_RANDOM = 6, /* increments words on pages picked at random, until @op changes */
+	ENGINE_JUMP = 5,   /* to @addr */
 };
 
 struct engine_mailbox {
@@ -59,6 +60,10 @@ bool engine_do(struct engine *e, unsigned int vcpu, enum engine_op op, uint64_t 
 	       uint64_t value);
 bool engine_read(struct engine *e, unsigned int vcpu, uint64_t addr, uint64_t *value);
 
+/* Pages addr + (random & @mask) * 4K, until told to stop. */
+void engine_tell_random(struct engine *e, unsigned int vcpu, uint64_t addr, uint64_t mask);
+void engine_tell_stop(struct engine *e, unsigned int vcpu);
+
 /* The same over @count words. */
 bool engine_sweep(struct engine *e, unsigned int vcpu, enum engine_op op, uint64_t addr,
 		  uint64_t count, uint64_t stride);
@@ -68,6 +73,12 @@ uint64_t engine_faults(struct engine *e, unsigned int vcpu);
 
 /* Brackets madvise(MADV_DONTNEED) of [gpa, gpa + len) as umbra's own calls do. */
 void engine_discard(struct engine *e, uint64_t gpa, uint64_t len);
+
+/*
+ * Opens an invalidation of the page, discards it, looks after @us whether the host has a page there again,
+ * and closes. While it was open no vCPU could be given a leaf: a page that came back came through a stale one.
+ */
+bool engine_discard_is_obeyed(struct engine *e, uint64_t gpa, unsigned int us);
 
 /* umbra_check, to stderr. Returns: violations. */
 unsigned int engine_check(struct engine *e);
