@@ -21,9 +21,10 @@
 #include <vmm/sandbox.h>
 #include <vmm/sandbox_landlock.h>
 
-#define KIND(k) (1U << SANDBOX_##k)
-#define ALL     (KIND(MAIN) | KIND(VCPU) | KIND(READER) | KIND(CHAOS))
-#define ACTORS  (KIND(VCPU) | KIND(CHAOS)) /* they change guest memory, and fork */
+#define KIND(k)  (1U << SANDBOX_##k)
+#define ALL      (KIND(MAIN) | KIND(VCPU) | KIND(READER) | KIND(CHAOS))
+#define ACTORS   (KIND(VCPU) | KIND(CHAOS)) /* they change guest memory, and fork */
+#define SETTLERS (KIND(READER) | KIND(MAIN))
 
 static const char *const kind_names[SANDBOX_KIND_NR] = { "main", "vCPU", "event reader", "chaos" };
 
@@ -69,7 +70,7 @@ static const struct {
 	{ SCMP_SYS(fstat), ALL },
 	/* glibc's fstat() */
 	{ SCMP_SYS(getrusage), KIND(MAIN) },
-	{ SCMP_SYS(newfstatat), KIND(MAIN) | KIND(READER) },
+	{ SCMP_SYS(newfstatat), SETTLERS },
 	/* guest memory */
 	{ SCMP_SYS(mremap), ALL },
 	{ SCMP_SYS(fallocate), ACTORS },
@@ -79,8 +80,9 @@ static const struct {
 	{ SCMP_SYS(pipe2), ACTORS },
 	{ SCMP_SYS(dup2), ACTORS },
 	{ SCMP_SYS(close_range), ACTORS },
-	/* the reader's settling of foreign callers looks at their state */
-	{ SCMP_SYS(getdents64), KIND(READER) },
+	/* waiting for foreign callers of madvise: what is every thread doing? Main does it when closing. */
+	{ SCMP_SYS(getdents64), SETTLERS },
+	{ SCMP_SYS(getuid), SETTLERS },
 };
 
 /* Requests of ioctl beside those that kvm_ioctls[] lists. */
@@ -229,9 +231,6 @@ static int allow_with_arguments(scmp_filter_ctx ctx, enum sandbox_kind kind)
 	if (!e)
 		e = seccomp_rule_add(ctx, ok, SCMP_SYS(tgkill), 1, SCMP_A0(SCMP_CMP_EQ, self, 0));
 	if (!e && kind != SANDBOX_READER)
-		e = seccomp_rule_add(ctx, ok, SCMP_SYS(process_vm_readv), 1,
-				     SCMP_A0(SCMP_CMP_EQ, self, 0));
-	if (!e && kind != SANDBOX_READER)
 		e = seccomp_rule_add(ctx, ok, SCMP_SYS(process_vm_writev), 1,
 				     SCMP_A0(SCMP_CMP_EQ, self, 0));
 	/* fork and nothing else of clone; kill ends such a child. */
@@ -240,8 +239,11 @@ static int allow_with_arguments(scmp_filter_ctx ctx, enum sandbox_kind kind)
 				     SCMP_A0(SCMP_CMP_EQ, fork_flags, 0));
 	if (!e && 1U << kind & (ACTORS | KIND(MAIN)))
 		e = seccomp_rule_add(ctx, ok, SCMP_SYS(kill), 1, SCMP_A1(SCMP_CMP_EQ, SIGKILL, 0));
+	if (!e && 1U << kind & SETTLERS)
+		e = seccomp_rule_add(ctx, ok, SCMP_SYS(rt_tgsigqueueinfo), 1,
+				     SCMP_A0(SCMP_CMP_EQ, self, 0));
 	/* /proc/self/task, read only; Landlock holds the path. */
-	if (!e && kind == SANDBOX_READER)
+	if (!e && 1U << kind & SETTLERS)
 		e = seccomp_rule_add(
 			ctx, ok, SCMP_SYS(openat), 1,
 			SCMP_A2(SCMP_CMP_MASKED_EQ, O_ACCMODE | O_CREAT | O_TRUNC, O_RDONLY));
