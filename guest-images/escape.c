@@ -8,7 +8,7 @@
  */
 #include "guest.h"
 
-enum expect { CRASH, HARMLESS, REFUSED, EITHER };
+enum expect { CRASH, HARMLESS, REFUSED, EITHER, HALT };
 
 #define KERNEL_CS 0x08UL
 #define HIGH      0xffff800000000000UL
@@ -416,7 +416,7 @@ static bool named(uint64_t i)
 
 void guest_main(void)
 {
-	static const char *const words[] = { "CRASH", "HARMLESS", "REFUSED", "EITHER" };
+	static const char *const words[] = { "CRASH", "HARMLESS", "REFUSED", "EITHER", "HALT" };
 	uint64_t n = arg_number("n", ATTEMPTS);
 	const char *wrong;
 

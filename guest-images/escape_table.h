@@ -185,7 +185,7 @@
 { "hlt_too_long", f_long_hlt, 0, CRASH },
 { "x87_divide", f_x87, 0, CRASH },
 { "sse_divide", f_sse, 0, CRASH },
-{ "hlt_storm", f_hlt, 0, EITHER },
+{ "hlt_storm", f_hlt, 0, HALT },
 
 /* Ports. */
 { "monitor_ports_0", p_monitor_ports, 0, HARMLESS },

@@ -10,8 +10,8 @@ void guest_secondary(unsigned int cpu)
 
 void guest_main(void)
 {
-	uint64_t rounds = arg_number("n", 6), wrong = 0, sums = 0, moved = 0;
-	struct range r = memory_take(arg_number("pages", 1024) * PAGE, PAGE);
+	uint64_t rounds = arg_number("n", chaotic() ? 3 : 6), wrong = 0, sums = 0, moved = 0;
+	struct range r = memory_take(arg_number("pages", chaotic() ? 256 : 1024) * PAGE, PAGE);
 	struct rng rng = rng_seed(guest_boot->seed);
 	uint64_t sparse_wrong = 0;
 
