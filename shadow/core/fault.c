@@ -12,9 +12,30 @@ static struct hva_range leaf_hva(const struct slot *s, uint64_t gfn, unsigned in
 	return (struct hva_range){ { start }, { start + (spte_span(level) << UMBRA_PAGE_SHIFT) } };
 }
 
-static enum umbra_fault_result resolve_failed(struct umbra_fault *f, int rc)
+/*
+ * A no is an answer too: it holds only if nothing changed the page meanwhile. While mremap moves a mapping away and
+ * back, nothing is mapped at its hva, and that is not the guest's fault.
+ */
+static enum umbra_fault_result resolve_failed(struct umbra_root *root, uint64_t gfn,
+					      const struct snapshot *snap, int rc,
+					      struct umbra_fault *f)
 {
+	struct umbra_mmu *mmu = root->mmu;
+	enum inv_verdict verdict = INV_PASSED;
+	const struct slot *s;
+
 	f->error = rc;
+	mmu_lock(mmu);
+	s = slot_of_gfn(mmu, gfn);
+	if (s && mmu->slots_gen == snap->slots_gen)
+		verdict = inv_retry(mmu, leaf_hva(s, gfn, UMBRA_LEVEL_4K), snap);
+	if (verdict == INV_OPEN)
+		mmu->stats.retried_open++;
+	else if (verdict == INV_PASSED)
+		mmu->stats.retried_seq++;
+	mmu_unlock(mmu);
+	if (verdict != INV_OK)
+		return UMBRA_FAULT_RETRY;
 	switch (rc) {
 	case -EAGAIN: return UMBRA_FAULT_RETRY;
 	case -EACCES: return UMBRA_FAULT_DENIED;
@@ -192,7 +213,7 @@ again:
 
 	rc = mmu->config.ops->resolve(mmu->config.ctx, &req, &res);
 	if (rc)
-		return resolve_failed(f, rc);
+		return resolve_failed(root, gfn, &snap, rc, f);
 	if (res.level > req.max_level ||
 	    (res.level == UMBRA_LEVEL_2M && req.max_level == UMBRA_LEVEL_4K)) {
 		/* host_pfn is of the block: this page's is inside */

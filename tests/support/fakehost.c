@@ -60,8 +60,12 @@ static int resolve(void *ctx, const struct umbra_resolve_req *req, struct umbra_
 	p = &f->pages[page];
 	if (!p->present)
 		return -EFAULT;
-	if ((req->access & UMBRA_ACCESS_WRITE) && !p->writable)
+	if ((req->access & UMBRA_ACCESS_WRITE) && !p->writable) {
+		f->in_resolve = NULL;
+		if (hook)
+			hook(f, f->in_resolve_arg);
 		return -EACCES;
+	}
 	res->level = f->block_huge[page / 512] ? UMBRA_LEVEL_2M : UMBRA_LEVEL_4K;
 	res->host_pfn = res->level == UMBRA_LEVEL_2M ? f->pages[page & ~511ULL].pfn : p->pfn;
 	res->writable = p->writable;

@@ -158,6 +158,13 @@ static void end_it(struct fake *f, void *arg)
 	umbra_invalidate_end(f->chain, arg);
 }
 
+static void lift_10(struct fake *f, void *arg)
+{
+	(void)arg;
+	fake_invalidate(f, 10, 1);
+	f->pages[10].writable = true;
+}
+
 Test(invalidate, one_open_at_the_snapshot_and_ended_before_the_install_retries)
 {
 	struct fake *f = fake_create(NULL);
@@ -180,6 +187,22 @@ static void discard_many(struct fake *f, void *arg)
 
 	for (uint64_t i = 0; i < n; i++)
 		fake_invalidate(f, 2000 + i % 100, 1);
+}
+
+Test(invalidate, a_no_from_the_host_counts_only_if_nothing_changed_meanwhile)
+{
+	struct fake *f = fake_create(NULL);
+
+	/* write-protected when it is looked at, lifted before the fault is answered */
+	f->pages[10].writable = false;
+	f->in_resolve = lift_10;
+	cr_assert_eq(fault(f, 10), UMBRA_FAULT_RETRY);
+	cr_assert_eq(fault(f, 10), UMBRA_FAULT_INSTALLED);
+	f->pages[11].writable = false;
+	f->in_resolve = lift_10;
+	cr_assert_eq(fault(f, 11), UMBRA_FAULT_DENIED, "a change elsewhere does not matter");
+	clean(f);
+	fake_destroy(f);
 }
 
 Test(invalidate, what_fell_out_of_the_history_is_taken_to_matter)
