@@ -38,6 +38,8 @@ void guest_main(void)
 		}
 		company_range((struct range){ 0, 0 });
 	}
-	check(left > 0, "%lu pages left memory in %lu rounds", left, rounds);
+	/* Shared pages may count as in memory while they are still being written out. */
+	if (guest_boot->backing == GUEST_BACKING_ANON)
+		check(left > 0, "%lu pages left memory in %lu rounds", left, rounds);
 	check(wrong == 0, "%lu wrong words after coming back", wrong);
 }

@@ -218,7 +218,7 @@ property huge "1 2 4" "2M leaves exactly where the host has 2M"
 property free_lazy "1 2" "lazily freed pages are old or zero"
 property arena "1 2 4" "chaos loses pages inside arenas only"
 property smp_hammer "1 2 4" "no addition is lost under invalidation"
-property smp_stale "1 2 4" "nobody sees the old page after the call"
+property smp_stale "1 2 4" "nobody sees the old page after the call" ms=100
 property ad_truth "1 2 4" "accessed and dirty are what the guest did"
 property tour "2" "the demonstration"
 escapes
