@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/sysinfo.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <vmm/actions.h>
@@ -31,6 +32,7 @@ struct actions {
 	pthread_mutex_t lock;
 	uint64_t *protected_by[ACTION_BY_NR];
 	size_t bitmap_bytes;
+	bool host_swaps; /* as of the start */
 	pthread_mutex_t stats_lock;
 	struct action_stats stats;
 };
@@ -38,10 +40,12 @@ struct actions {
 int actions_create(struct vm *vm, struct vm_error *err)
 {
 	struct actions *a = calloc(1, sizeof(*a));
+	struct sysinfo host;
 
 	if (!a)
 		return vm_fail(err, VMM_EXIT_CANNOT_RUN, "no memory");
 	vm->actions = a;
+	a->host_swaps = sysinfo(&host) == 0 && host.totalswap != 0;
 	pthread_mutex_init(&a->lock, NULL);
 	pthread_mutex_init(&a->stats_lock, NULL);
 	a->bitmap_bytes = (size_t)((vm->config.memory >> UMBRA_PAGE_SHIFT) + 63) / 64 * 8;
@@ -97,14 +101,45 @@ static uint64_t range_bytes(struct hva_range r)
 /* ---- loss --------------------------------------------------------------------------------------
  */
 
+/*
+ * A huge page of a file that is touched in part is split by the kernel, which unmaps all of it, even where it was mapped
+ * by 4K and nothing shows that it is huge. So whole 2M blocks are bracketed.
+ */
+static struct hva_range file_blocks(struct hva_range r)
+{
+	r.start.v &= ~(UMBRA_HUGE_SIZE - 1);
+	r.end.v = (r.end.v + UMBRA_HUGE_SIZE - 1) & ~(UMBRA_HUGE_SIZE - 1);
+	return r;
+}
+
+static bool may_split_file(const struct vm *vm)
+{
+	return vm->ram_fd >= 0 && vm->config.pages == GUEST_PAGES_THP;
+}
+
+static int punch(struct vm *vm, struct hva_range r)
+{
+	return umbra_fallocate(vm->own, vm->ram_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			       r.start.v - vm->ram.v, range_bytes(r));
+}
+
 int64_t action_discard(struct vm *vm, struct hva_range r)
 {
+	struct hva_range wide = file_blocks(r);
+	int e;
+
 	if (misaligned(vm, r))
 		return -EINVAL;
 	if (vm->ram_fd < 0)
 		return umbra_madvise(vm->own, r, MADV_DONTNEED);
-	return umbra_fallocate(vm->own, vm->ram_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-			       r.start.v - vm->ram.v, range_bytes(r));
+	if (!may_split_file(vm))
+		return punch(vm, r);
+	e = umbra_own_start(vm->own, wide, UMBRA_CAUSE_REMOVE, true);
+	if (e)
+		return e;
+	e = punch(vm, r);
+	umbra_own_end(vm->own, wide, UMBRA_CAUSE_REMOVE, true);
+	return e;
 }
 
 int64_t action_free(struct vm *vm, struct hva_range r)
@@ -308,48 +343,52 @@ int64_t action_collapse(struct vm *vm, struct hva_range r)
 /* ---- swap --------------------------------------------------------------------------------------
  */
 
-/* Pages of @r that are in memory: of a file, in the page cache, for a mapping alone says little
- * there. */
-static int64_t resident(struct vm *vm, struct hva_range r)
+/* Pages of @r that are mapped. */
+static int64_t present(struct vm *vm, struct hva_range r)
 {
 	struct umbra_page pages[CHUNK_PAGES];
-	unsigned char core[CHUNK_PAGES];
 	int64_t n = 0;
 
 	for (uint64_t at = r.start.v; at < r.end.v; at += CHUNK_PAGES << UMBRA_PAGE_SHIFT) {
 		uint64_t left = (r.end.v - at) >> UMBRA_PAGE_SHIFT;
 		size_t count = left < CHUNK_PAGES ? (size_t)left : CHUNK_PAGES;
-		int e = 0;
+		int e = umbra_hostmap_query_range(vm->hostmap, (hva_t){ at }, pages, count);
 
-		if (vm->ram_fd < 0)
-			e = umbra_hostmap_query_range(vm->hostmap, (hva_t){ at }, pages, count);
-		else if (mincore((void *)(uintptr_t)at, count << UMBRA_PAGE_SHIFT, core) < 0)
-			e = -errno;
 		if (e)
 			return e;
 		for (size_t i = 0; i < count; i++)
-			n += vm->ram_fd < 0 ? (pages[i].flags & UMBRA_PAGE_PRESENT) != 0
-					    : core[i] & 1;
+			n += (pages[i].flags & UMBRA_PAGE_PRESENT) != 0;
 	}
 	return n;
 }
 
 int64_t action_swapout(struct vm *vm, struct hva_range r)
 {
+	struct hva_range wide = file_blocks(r);
 	int64_t before, after;
 	int e;
 
 	if (is_hugetlb(vm))
 		return -ENOTSUP;
-	before = resident(vm, r);
+	before = present(vm, r);
 	if (before < 0)
 		return before;
+	if (may_split_file(vm)) {
+		e = umbra_own_start(vm->own, wide, UMBRA_CAUSE_SWAP, true);
+		if (e)
+			return e;
+	}
 	e = umbra_madvise(vm->own, r, MADV_PAGEOUT);
+	if (may_split_file(vm))
+		umbra_own_end(vm->own, wide, UMBRA_CAUSE_SWAP, true);
 	if (e)
 		return e;
-	after = resident(vm, r);
+	after = present(vm, r);
 	if (after < 0)
 		return after;
+	/* Without swap, pages of a file are unmapped and stay in the page cache. */
+	if (vm->ram_fd >= 0 && !vm->actions->host_swaps)
+		return 0;
 	/* Another vCPU may have touched new pages in between. */
 	return before > after ? before - after : 0;
 }

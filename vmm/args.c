@@ -215,7 +215,7 @@ static int parse_option(int c, const char *arg, struct vm_config *config, struct
 }
 
 /* What each option allows, but not together. */
-static int check_together(const struct vm_config *config, struct vm_error *err)
+static int check_together(struct vm_config *config, struct vm_error *err)
 {
 	if (!config->events_uffd && config->uffd_fd >= 0)
 		return vm_fail(err, VMM_EXIT_USAGE,

@@ -176,19 +176,21 @@ int chaos_parse(const char *text, struct chaos_spec *spec, struct vm_error *err)
 	return 0;
 }
 
-int chaos_check(const struct vm_config *config, struct vm_error *err)
+int chaos_check(struct vm_config *config, struct vm_error *err)
 {
-	const struct chaos_spec *s = &config->chaos;
+	struct chaos_spec *s = &config->chaos;
 	uint32_t possible = CHAOS_MIX_ALL;
 
-	if (!s->rate || s->mix == CHAOS_MIX_ALL)
-		return 0; /* "all" means all that there is here */
+	if (!s->rate)
+		return 0;
 	if (config->pages != GUEST_PAGES_THP)
 		possible &= ~(1U << CHAOS_COLLAPSE | 1U << CHAOS_SPLIT);
 	if (config->pages == GUEST_PAGES_HUGETLB)
 		possible &= ~(1U << CHAOS_SWAP | 1U << CHAOS_REMAP | 1U << CHAOS_FREE);
 	if (config->backing == GUEST_BACKING_MEMFD)
 		possible &= ~(1U << CHAOS_FREE);
+	if (s->mix == CHAOS_MIX_ALL)
+		s->mix = possible; /* "all" means all that there is here */
 	for (unsigned int a = 0; a < CHAOS_ACTION_NR; a++) {
 		if (!(s->mix & 1U << a) || possible & 1U << a)
 			continue;
@@ -366,8 +368,11 @@ static void account(struct chaos *c, enum chaos_action action, int64_t result, b
 	pthread_mutex_unlock(&c->lock);
 }
 
-/* Sleeps until @due (CLOCK_MONOTONIC, ns) or until chaos_stop(). */
-static void sleep_until(struct chaos *c, uint64_t due)
+/*
+ * Sleeps until @due (CLOCK_MONOTONIC, ns) or until chaos_stop(). Returns: when the next action counts from. A host that
+ * cannot keep up does fewer actions; it is not driven to catch up.
+ */
+static uint64_t sleep_until(struct chaos *c, uint64_t due)
 {
 	struct pollfd p = { .fd = c->wake, .events = POLLIN };
 	struct timespec now, wait;
@@ -376,10 +381,11 @@ static void sleep_until(struct chaos *c, uint64_t due)
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	ns = (uint64_t)now.tv_sec * 1000000000ULL + (uint64_t)now.tv_nsec;
 	if (ns >= due)
-		return;
+		return ns;
 	ns = due - ns;
 	wait = (struct timespec){ (time_t)(ns / 1000000000ULL), (long)(ns % 1000000000ULL) };
 	ppoll(&p, 1, &wait, NULL);
+	return due;
 }
 
 void chaos_run(struct vm *vm)
@@ -393,12 +399,10 @@ void chaos_run(struct vm *vm)
 	due = (uint64_t)now.tv_sec * 1000000000ULL + (uint64_t)now.tv_nsec;
 	for (uint64_t i = 0; !spec->count || i < spec->count; i++) {
 		struct chaos_step step;
-		uint64_t before = due;
 		bool skipped;
 		int64_t result;
 
-		due += 1000000000ULL / spec->rate;
-		sleep_until(c, before);
+		due = sleep_until(c, due) + 1000000000ULL / spec->rate;
 		if (atomic_load(&c->stop))
 			return;
 		step = chaos_plan(spec, i, vm->config.memory >> UMBRA_PAGE_SHIFT);

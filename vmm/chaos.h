@@ -31,8 +31,11 @@ bool chaos_action_destroys(enum chaos_action action);
  */
 int chaos_parse(const char *text, struct chaos_spec *spec, struct vm_error *err);
 
-/* Does what --chaos asks for go together with the rest? Returns: as chaos_parse. */
-int chaos_check(const struct vm_config *config, struct vm_error *err);
+/*
+ * Does what --chaos asks for go together with the rest? Without mix=, it becomes what can be done here.
+ * Returns: as chaos_parse.
+ */
+int chaos_check(struct vm_config *config, struct vm_error *err);
 
 /* The @i-th step. @start and @pages are in 4K pages and lie in [0, memory_pages). */
 struct chaos_step {

@@ -74,7 +74,7 @@ static const struct {
 	/* guest memory */
 	{ SCMP_SYS(mremap), ALL },
 	{ SCMP_SYS(fallocate), ACTORS },
-	{ SCMP_SYS(mincore), ACTORS },
+	{ SCMP_SYS(mincore), ACTORS }, /* the library's resolve */
 	/* children with a copy-on-write view */
 	{ SCMP_SYS(wait4), ACTORS | KIND(MAIN) },
 	{ SCMP_SYS(pipe2), ACTORS },
@@ -227,6 +227,10 @@ static int allow_with_arguments(scmp_filter_ctx ctx, enum sandbox_kind kind)
 	if (!e)
 		e = seccomp_rule_add(ctx, ok, SCMP_SYS(mprotect), 1,
 				     SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));
+	/* glibc's fstat() */
+	if (!e)
+		e = seccomp_rule_add(ctx, ok, SCMP_SYS(newfstatat), 1,
+				     SCMP_A3(SCMP_CMP_EQ, AT_EMPTY_PATH, 0));
 	/* Signals to our own threads only. */
 	if (!e)
 		e = seccomp_rule_add(ctx, ok, SCMP_SYS(tgkill), 1, SCMP_A0(SCMP_CMP_EQ, self, 0));
