@@ -25,7 +25,7 @@ SHARED	:= libumbra.so.$(VERSION)
 
 CFLAGS ?= -O2 -g
 WARN   := -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Werror
-UCFLAGS := -std=gnu11 -D_GNU_SOURCE $(WARN) -Iinclude -I. -pthread
+UCFLAGS := -std=gnu11 -D_GNU_SOURCE -DUMBRA_VERSION=\"$(VERSION)\" $(WARN) -Iinclude -I. -pthread
 ASAN   := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 TSAN   := -O1 -g -fno-omit-frame-pointer -fsanitize=thread
 
@@ -75,10 +75,10 @@ include $(wildcard guest-images/guests.mk)
 # ---- compiling -----------------------------------------------------------------------------------
 # $1 variant, $2 its flags
 define variant
-$(BUILD)/$1/%.o: %.c | $(BUILD)/.dir
+$(BUILD)/$1/%.o: %.c Makefile | $(BUILD)/.dir
 	@mkdir -p $$(@D)
 	$$(call say,CC,$$@)$$(CC) $(UCFLAGS) $(if $(filter obj pic,$1),$$(CFLAGS)) $2 -MMD -MP -c $$< -o $$@
-$(BUILD)/$1/%.o: %.S | $(BUILD)/.dir
+$(BUILD)/$1/%.o: %.S Makefile | $(BUILD)/.dir
 	@mkdir -p $$(@D)
 	$$(call say,AS,$$@)$$(CC) $(UCFLAGS) $(if $(filter obj pic,$1),$$(CFLAGS)) $2 -MMD -MP -c $$< -o $$@
 $(BUILD)/$1/libumbra.a: $$(call objects,$1,$(LIB_SRC))

@@ -20,13 +20,13 @@ run() {
 	code=$?
 }
 # as dpkg-query -W -f '${db:Status-Abbrev}${Package} '
-stub dpkg-query "printf 'ii  %s ' $(tools/deps list | tr '\n' ' ')"
+stub dpkg-query "printf 'ii %s ' $(tools/deps list | tr '\n' ' ')"
 stub apt-get "echo \"\$1\" >>$tmp/apt.log; exit 1"
 stub id 'echo 1000'
 run
 check 'all there: silent' test -z "$out"
 check 'all there: exit 0' test $code -eq 0
-stub dpkg-query "printf 'ii  %s ' $(tools/deps list | grep -v libseccomp-dev | tr '\n' ' '); printf 'rc  libseccomp-dev '"
+stub dpkg-query "printf 'ii %s ' $(tools/deps list | grep -v libseccomp-dev | tr '\n' ' '); printf 'rc libseccomp-dev '"
 run
 check 'missing, no root: fails' test $code -ne 0
 check 'missing, no root: the command' grep -q 'sudo apt-get install -y libseccomp-dev$' <<<"$out"

@@ -51,6 +51,7 @@ exports_are() { diff <(echo "$wanted") <(nm "$@" | awk 'NF == 3 && $2 ~ /[TDRBWV
 try 'exports, shared' exports_are -D --defined-only "$prefix/lib/libumbra.so"
 try 'exports, static' exports_are -g --defined-only "$prefix/lib/libumbra.a"
 
+try 'vmm and umbra.pc say the same version' test "$("$prefix/bin/vmm" --version | grep -oE '[0-9.]+$')" = "$(pc --modversion)"
 try 'DESTDIR' mk install PREFIX=/opt/u DESTDIR="$tmp/dest"
 try 'DESTDIR is where all went' test -x "$tmp/dest/opt/u/bin/vmm"
 try 'uninstall' mk uninstall PREFIX="$prefix"
