@@ -195,7 +195,7 @@ static void together(void)
 	section("All vCPUs add to the same counters while the host remaps and protects them");
 	memset((void *)field.at, 0, field.len);
 	__atomic_store_n(&go, 1, __ATOMIC_RELEASE);
-	for (unsigned int i = 0; i < 400; i++) {
+	for (unsigned int i = 0; i < 150; i++) {
 		done += host(calls[i & 1], field.at, field.len) >= 0;
 		for (int k = 0; k < 1000; k++)
 			hammer(0, &rng);
@@ -252,7 +252,8 @@ static void accessed_dirty(struct range r)
 void guest_main(void)
 {
 	static const char *const kinds[] = { "4K", "transparent huge", "hugetlb" };
-	struct range r = memory_take(host_page() == PAGE ? 256 * PAGE : BLOCK, host_page());
+	bool small = guest_boot->page_kind == GUEST_PAGES_4K;
+	struct range r = memory_take(small ? 256 * PAGE : BLOCK, small ? PAGE : BLOCK);
 	struct range block = memory_take(BLOCK, BLOCK);
 	uint64_t begin = clock_ns();
 	int64_t violations;
@@ -271,7 +272,7 @@ void guest_main(void)
 		split_collapse(block);
 	swap(r);
 	fork_cow(r);
-	field = r;
+	field = (struct range){ r.at, host_page() == PAGE ? 64 * PAGE : r.len };
 	together();
 	accessed_dirty(r);
 	section("The host holds its tables against the kernel's");
