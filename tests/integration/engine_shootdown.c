@@ -86,8 +86,8 @@ Test(engine_shootdown, foreign_signals_are_survived, .timeout = 60)
 		pthread_kill(e.threads[i & 1], VCPU_KICK_SIGNAL); /* with nothing to do */
 		vcpu_kick_all(&e.vm);
 		if (i % 8 == 0)
-			cr_assert(engine_discard_is_obeyed(&e, ENGINE_LOOSE + (i * 7 & 63) * PAGE,
-							   1));
+			cr_assert(
+				engine_revoke_is_obeyed(&e, ENGINE_LOOSE + (i * 7 & 63) * PAGE, 1));
 	}
 	cr_expect_gt(sum_of("interrupted"), 100);
 	for (unsigned int v = 0; v < 2; v++) {
@@ -97,14 +97,14 @@ Test(engine_shootdown, foreign_signals_are_survived, .timeout = 60)
 	end();
 }
 
-Test(engine_shootdown, nothing_comes_back_while_an_invalidation_is_open, .timeout = 60)
+Test(engine_shootdown, no_page_is_written_while_its_invalidation_is_open, .timeout = 60)
 {
 	begin(2, GUEST_PAGES_4K);
 	for (unsigned int v = 0; v < 2; v++)
 		engine_tell_random(&e, v, ENGINE_LOOSE, 15);
 	for (unsigned int i = 0; i < 1500; i++)
-		cr_assert(engine_discard_is_obeyed(&e, ENGINE_LOOSE + (i * 11 & 15) * PAGE, 30),
-			  "page came back in round %u", i);
+		cr_assert(engine_revoke_is_obeyed(&e, ENGINE_LOOSE + (i * 11 & 15) * PAGE, 30),
+			  "written to in round %u", i);
 	for (unsigned int v = 0; v < 2; v++) {
 		engine_tell_stop(&e, v);
 		cr_assert(engine_wait(&e, v));

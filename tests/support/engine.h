@@ -75,10 +75,11 @@ uint64_t engine_faults(struct engine *e, unsigned int vcpu);
 void engine_discard(struct engine *e, uint64_t gpa, uint64_t len);
 
 /*
- * Opens an invalidation of the page, discards it, looks after @us whether the host has a page there again,
- * and closes. While it was open no vCPU could be given a leaf: a page that came back came through a stale one.
+ * Opens an invalidation of the page, looks whether its first word changes within @us, discards the page and closes.
+ * While it is open no vCPU may have a translation: a word that changes was written through a stale one. (A page that
+ * comes back after the discard would prove nothing: KVM drops its own shadow then and walks our tables anew.)
  */
-bool engine_discard_is_obeyed(struct engine *e, uint64_t gpa, unsigned int us);
+bool engine_revoke_is_obeyed(struct engine *e, uint64_t gpa, unsigned int us);
 
 /* umbra_check, to stderr. Returns: violations. */
 unsigned int engine_check(struct engine *e);
