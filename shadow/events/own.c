@@ -4,44 +4,20 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 #include "shadow/events/own.h"
-#include "shadow/events/uffd.h"
 
 #ifndef FALLOC_FL_PUNCH_HOLE
 #include <linux/falloc.h>
 #endif
 
-/* gettid is a system call, a fifth of a small madvise. A forked child has another tid: it asks
- * again. */
-static _Thread_local int cached_tid;
-
-static void forget_tid(void)
-{
-	cached_tid = 0;
-}
-
-static void watch_fork(void)
-{
-	pthread_atfork(NULL, NULL, forget_tid);
-}
-
-int own_tid(void)
-{
-	if (!cached_tid)
-		cached_tid = (int)syscall(SYS_gettid);
-	return cached_tid;
-}
-
 int umbra_own_create(struct umbra_own **out, struct umbra_chain *chain, struct umbra_hostmap *map)
 {
-	static pthread_once_t once = PTHREAD_ONCE_INIT;
 	struct umbra_own *own = calloc(1, sizeof(*own));
 
 	if (!own)
 		return -ENOMEM;
-	pthread_once(&once, watch_fork);
+	own_tid_init();
 	own->chain = chain;
 	own->map = map;
 	pthread_mutex_init(&own->regions_lock, NULL);
@@ -56,75 +32,6 @@ void umbra_own_destroy(struct umbra_own *own)
 	pthread_mutex_destroy(&own->regions_lock);
 	free(own->regions);
 	free(own);
-}
-
-/* ---- who is inside an own call -------------------------------------------------------------- */
-
-struct own_call *own_call_enter(struct umbra_own *own, struct hva_range r, bool removes)
-{
-	const struct hva_range w = hva_range_widen(r);
-	const int tid = own_tid();
-
-	if (!atomic_load_explicit(&own->uffd, memory_order_acquire))
-		return NULL;
-	for (unsigned int i = 0; i < OWN_CALLS; i++) {
-		struct own_call *call = &own->calls[((unsigned int)tid + i) % OWN_CALLS];
-		int none = 0;
-
-		if (atomic_load_explicit(&call->tid, memory_order_relaxed) ||
-		    !atomic_compare_exchange_strong(&call->tid, &none, tid))
-			continue;
-		/* @end last: until then the call raises nothing, and is empty since it was left. */
-		atomic_store(&call->start, w.start.v);
-		atomic_store(&call->upto, w.start.v);
-		atomic_store(&call->watched, atomic_load(&own->watched));
-		atomic_store(&call->end, removes ? w.end.v : 0);
-		return call;
-	}
-	return NULL; /* too many at once: taken for an outside caller, which only costs */
-}
-
-void own_call_leave(struct umbra_own *own, struct own_call *call, int result)
-{
-	struct hva_range r;
-	struct umbra_uffd *uffd;
-	bool doubt;
-
-	if (!call)
-		return;
-	r = (struct hva_range){ { call->start }, { atomic_exchange(&call->end, 0) } };
-	/* A call that failed on its way may not have raised what was taken for its own. */
-	doubt = result < 0 && call->upto > r.start.v;
-	atomic_store_explicit(&call->tid, 0, memory_order_release);
-	uffd = doubt ? atomic_load(&own->uffd) : NULL;
-	if (uffd)
-		uffd_doubt(uffd, r);
-}
-
-bool own_call_of(struct umbra_own *own, int tid)
-{
-	for (unsigned int i = 0; i < OWN_CALLS; i++)
-		if (atomic_load(&own->calls[i].tid) == tid)
-			return true;
-	return false;
-}
-
-bool own_call_claim(struct umbra_own *own, struct hva_range r)
-{
-	for (unsigned int i = 0; i < OWN_CALLS; i++) {
-		struct own_call *call = &own->calls[i];
-		uint64_t upto = atomic_load(&call->upto);
-
-		if (!atomic_load(&call->tid) || r.end.v > atomic_load(&call->end) ||
-		    r.start.v < atomic_load(&call->start) || r.start.v < upto ||
-		    atomic_load(&call->watched) != atomic_load(&own->watched))
-			continue;
-		/* Left meanwhile: it may not have seen the claim. Partner: own_call_leave(), end
-		 * before upto. */
-		if (atomic_compare_exchange_strong(&call->upto, &upto, r.end.v))
-			return atomic_load(&call->end) >= r.end.v;
-	}
-	return false;
 }
 
 /* ---- the bracket ------------------------------------------------------------------------------
@@ -245,13 +152,65 @@ static int madvise_exact(struct umbra_own *own, struct hva_range r, int advice,
 	return err;
 }
 
+static void shift_begin(struct umbra_own *own)
+{
+	atomic_fetch_add(&own->shifts_begun, 1);
+}
+
+static void shift_end(struct umbra_own *own)
+{
+	atomic_fetch_add(&own->shifts_ended, 1);
+}
+
+/* How many shifts there were, or a number that never comes again if one is under way. */
+static uint64_t shifts(struct umbra_own *own)
+{
+	const uint64_t ended = atomic_load(&own->shifts_ended);
+
+	return atomic_load(&own->shifts_begun) == ended ? ended : ~0ULL;
+}
+
+static bool shifted(struct umbra_own *own, uint64_t before)
+{
+	return before == ~0ULL || before != shifts(own);
+}
+
+/* Only the blocks planned are collapsed: a block that was huge and is split meanwhile is left alone, as if asked before. */
+static int call_planned(const struct plan *plan, struct hva_range r, int advice)
+{
+	int err, first = 0;
+
+	if (advice != MADV_COLLAPSE)
+		return call_madvise(r, advice);
+	for (uint32_t i = 0; i < plan->nr; i++) {
+		err = call_madvise(plan->v[i], advice);
+		first = first ? first : err;
+	}
+	return first;
+}
+
+/* The plan was made on what another thread has changed since: announce what it may have left out. */
+static void repair(struct umbra_own *own, struct hva_range r, const struct plan *plan)
+{
+	const uint64_t mask = UMBRA_HUGE_SIZE - 1;
+	struct umbra_range range = bracket_of(r, plan->cause, plan->relocates);
+
+	range.hull.start.v &= ~mask;
+	range.hull.end.v = range.hull.end.v > ~mask ? ~0ULL : (range.hull.end.v + mask) & ~mask;
+	range.flags |= UMBRA_RANGE_FORCED;
+	umbra_invalidate_start(own->chain, &range);
+	umbra_invalidate_end(own->chain, &range);
+}
+
 int umbra_madvise(struct umbra_own *own, struct hva_range r, int advice)
 {
 	const bool forks = advice == MADV_DONTFORK || advice == MADV_DOFORK;
+	const bool moves = advice == MADV_COLLAPSE;
 	enum umbra_cause cause;
 	struct bracket b;
 	struct plan plan;
 	bool relocates;
+	uint64_t before;
 	int err;
 
 	if (hva_range_empty(r))
@@ -261,13 +220,20 @@ int umbra_madvise(struct umbra_own *own, struct hva_range r, int advice)
 
 		return madvise_exact(own, r, advice, &range);
 	}
+	before = shifts(own);
 	err = plan_madvise(own, r, advice, &plan);
 	if (!err && forks)
 		err = region_reserve(own);
 	if (!err)
 		err = bracket_start(own, &plan, (struct hva_range){ 0 }, &b);
 	if (!err) {
-		err = call_madvise(r, advice);
+		if (moves)
+			shift_begin(own);
+		err = call_planned(&plan, r, advice);
+		if (moves)
+			shift_end(own);
+		else if (plan.cause != UMBRA_CAUSE_UNKNOWN && shifted(own, before))
+			repair(own, r, &plan);
 		if (!err && forks)
 			region_set_dontfork(own, r, advice == MADV_DONTFORK);
 		bracket_end(own, &b, err);
@@ -279,7 +245,11 @@ int umbra_madvise(struct umbra_own *own, struct hva_range r, int advice)
 int umbra_madvise_batch(struct umbra_own *own, const struct hva_range *v, uint32_t n, int advice,
 			uint32_t *done)
 {
+	const bool moves = advice == MADV_COLLAPSE;
+	enum umbra_cause cause;
+	bool relocates;
 	uint32_t good = 0;
+	uint64_t before;
 	struct bracket b;
 	struct plan plan, one;
 	int err = 0, first = 0;
@@ -289,8 +259,14 @@ int umbra_madvise_batch(struct umbra_own *own, const struct hva_range *v, uint32
 	if (!n)
 		return 0;
 	plan_init(&plan, UMBRA_CAUSE_UNKNOWN, false);
+	before = shifts(own);
 	for (uint32_t i = 0; !err && i < n; i++) {
-		err = plan_madvise(own, v[i], advice, &one);
+		/* Every block, huge now or not: it may be split before its turn comes. */
+		plan_init(&one, UMBRA_CAUSE_COLLAPSE, true);
+		if (moves)
+			err = plan_add(&one, v[i]);
+		else
+			err = plan_madvise(own, v[i], advice, &one);
 		plan.cause = one.cause;
 		plan.relocates = one.relocates;
 		for (uint32_t k = 0; !err && k < one.nr; k++)
@@ -304,6 +280,8 @@ int umbra_madvise_batch(struct umbra_own *own, const struct hva_range *v, uint32
 		plan_fini(&plan);
 		return err;
 	}
+	if (moves)
+		shift_begin(own);
 	for (uint32_t i = 0; i < n; i++) {
 		err = call_madvise(v[i], advice);
 		if (!err && (advice == MADV_DONTFORK || advice == MADV_DOFORK) &&
@@ -312,6 +290,11 @@ int umbra_madvise_batch(struct umbra_own *own, const struct hva_range *v, uint32
 		good += !err;
 		first = first ? first : err;
 	}
+	if (moves)
+		shift_end(own);
+	else if (!plan_is_exact(advice, &cause, &relocates) && shifted(own, before))
+		for (uint32_t i = 0; i < n; i++)
+			repair(own, v[i], &plan);
 	bracket_end(own, &b, first);
 	plan_fini(&plan);
 	if (done)
@@ -437,7 +420,9 @@ int umbra_mremap(struct umbra_own *own, struct hva_range from, uint64_t new_len,
 		err = bracket_start(own, &plan, (struct hva_range){ 0 }, &b);
 	if (err)
 		return err;
+	shift_begin(own);
 	err = call_mremap(from, new_len, flags, to, &now);
+	shift_end(own);
 	if (!err && (now.v != from.start.v || new_len != len_of(from)))
 		region_move(own, from, (struct hva_range){ now, { now.v + new_len } });
 	bracket_end(own, &b, err);
@@ -523,8 +508,10 @@ pid_t umbra_fork(struct umbra_own *own)
 		plan_fini(&plan);
 		return err;
 	}
+	shift_begin(own);
 	pid = fork();
 	err = pid < 0 ? -errno : 0;
+	shift_end(own);
 	/* The child has a copy of the chain with somebody's locks in it: it must not touch it, nor
 	 * the MMU. */
 	if (!pid)

@@ -38,6 +38,12 @@ struct umbra_own {
 	_Atomic uint64_t watched;          /* grows with every registration at @uffd */
 	struct own_call calls[OWN_CALLS];
 
+	/*
+	 * Calls that make hugepages or share pages, begun and ended. A plan that leaves out what is not huge or not shared
+	 * holds only if none of them came between.
+	 */
+	_Atomic uint64_t shifts_begun, shifts_ended;
+
 	pthread_mutex_t regions_lock; /* innermost: never held over a call or a bracket */
 	struct own_region *regions;   /* sorted by hva, disjoint */
 	uint32_t nregions, regions_cap;
@@ -91,6 +97,10 @@ bool own_call_of(struct umbra_own *own, int tid);
 /* For the reader: takes a REMOVE of @r as that of an own call, whose bracket is still open. */
 bool own_call_claim(struct umbra_own *own, struct hva_range r);
 
+/* Before each read of the reader: calls that left before it have no REMOVE in what is read now. */
+void own_calls_forget_left(struct umbra_own *own);
+
+void own_tid_init(void);
 int own_tid(void);
 
 #endif

@@ -261,9 +261,9 @@ static void settle_pending(struct umbra_uffd *u)
 
 static void on_remove(struct umbra_uffd *u, struct hva_range r)
 {
-	atomic_fetch_add(&u->removes, 1);
 	if (u->own && own_call_claim(u->own, r)) {
 		atomic_fetch_add(&u->own_removes, 1);
+		atomic_fetch_add(&u->removes, 1);
 		return;
 	}
 	open_range(u, r, UMBRA_CAUSE_REMOVE, true);
@@ -271,6 +271,7 @@ static void on_remove(struct umbra_uffd *u, struct hva_range r)
 	u->pending[u->npending++] =
 		(struct uffd_open){ .r = r, .epoch = settle_epoch(), .count = 1 };
 	set_unsettled(u);
+	atomic_fetch_add(&u->removes, 1); /* last: who sees it counted sees it refused */
 }
 
 static void on_remap(struct umbra_uffd *u, uint64_t from, uint64_t to, uint64_t len)
@@ -363,6 +364,8 @@ int uffd_read_all(struct umbra_uffd *u)
 
 		if (!n) /* what is not read keeps its caller waiting, and that is right */
 			return -ENOBUFS;
+		if (u->own)
+			own_calls_forget_left(u->own);
 		got = read(u->fd, messages, n * sizeof(*messages));
 		if (got < 0 && errno == EAGAIN)
 			return 0;
