@@ -1,0 +1,138 @@
+#!/bin/bash
+# SPDX-License-Identifier: BSD-2-Clause
+# vmm from outside: exit status and text of what is refused before a guest runs, and of help. Needs no /dev/kvm for
+# most; those that do say so.
+set -u
+cd "$(dirname "$0")/../.." || exit 1
+VMM=${VMM:-${BUILD:-build}/vmm}
+GUESTS=${GUESTS:-${BUILD:-build}/guests}
+passed=0 failed=0 skipped=0
+scratch=$(mktemp -d "${TMPDIR:-/tmp}/umbra-cli.XXXXXX") || exit 1
+trap 'rm -rf "$scratch"' EXIT
+
+# expect NAME STATUS PATTERN COMMAND...: PATTERN is searched in both outputs together.
+expect() {
+	local name=$1 status=$2 pattern=$3 got
+	shift 3
+	timeout 20 "$@" >"$scratch/out" 2>&1 </dev/null
+	got=$?
+	if [ "$got" -eq "$status" ] && grep -qE -- "$pattern" "$scratch/out"; then
+		passed=$((passed + 1))
+		return
+	fi
+	failed=$((failed + 1))
+	echo "FAIL: $name: status $got, wanted $status and \"$pattern\": $*"
+	sed 's/^/    /' "$scratch/out" | head -n 20
+}
+
+skip() {
+	skipped=$((skipped + 1))
+	echo "SKIP: $1"
+}
+
+expect no_command_says_what_to_write 2 'vmm run .*IMAGE' "$VMM"
+expect help_is_on_standard_output 0 'Exit status' sh -c '"$1" --help 2>/dev/null' sh "$VMM"
+expect run_help_has_examples 0 '^Examples' "$VMM" run --help
+expect version_is_printed 0 '^vmm \(Umbra\) [0-9]' "$VMM" --version
+expect help_into_a_full_disk_is_no_success 4 'No space' sh -c '"$1" --help >/dev/full' sh "$VMM"
+expect unknown_option_is_named 2 '--frob: unknown option' "$VMM" run --frob x
+expect memory_too_small 2 'at least 2M' "$VMM" run -m 1M x
+expect memory_odd 2 'multiple of 2M; the next one is 4M' "$VMM" run -m 3M x
+expect memory_too_large 2 'at most 64G' "$VMM" run -m 1T x
+expect cpus_out_of_range 2 '1 to 8' "$VMM" run -c 9 x
+expect tdp_is_not_there_yet 2 'not in this version' "$VMM" run --mmu tdp x
+expect chaos_points_at_the_word 2 '"explode"' "$VMM" run --chaos mix=explode x
+expect closed_kvm_fd 2 'not open' "$VMM" run --kvm-fd 99 x
+
+# What help says of the widths: no line is cut by a terminal of 100.
+"$VMM" run --help | awk 'length > 100 { print; bad = 1 } END { exit bad }' && passed=$((passed + 1)) ||
+	{ failed=$((failed + 1)); echo "FAIL: help has lines beyond 100 columns"; }
+
+if [ -r /dev/kvm ] && [ -w /dev/kvm ] && [ -x "$GUESTS/hello" ]; then
+	run="$VMM run --events own"
+	image=$GUESTS/hello
+	expect image_missing 2 "nothing.elf: No such file" $run "$scratch/nothing.elf"
+	expect image_is_a_directory 2 'not a regular file' $run "$scratch"
+	mkfifo "$scratch/fifo"
+	expect image_is_a_fifo_and_does_not_hang 2 'not a regular file' $run "$scratch/fifo"
+	: >"$scratch/empty"
+	expect image_empty 2 'not an ELF file' $run "$scratch/empty"
+	echo '#!/bin/sh' >"$scratch/script"
+	expect image_is_a_script 2 'not an ELF file' $run "$scratch/script"
+	expect image_of_this_host 2 'position-independent|dynamically linked' $run "$(command -v bash)"
+	size=$(stat -c %s "$image")
+	head -c 32 "$image" >"$scratch/cut"
+	expect image_cut_in_the_header 2 'truncated' $run "$scratch/cut"
+	head -c 70 "$image" >"$scratch/cut"
+	expect image_cut_in_the_program_headers 2 'truncated' $run "$scratch/cut"
+	head -c $((size < 4200 ? size / 2 : 4200)) "$image" >"$scratch/cut"
+	expect image_cut_in_a_segment 2 'truncated' $run "$scratch/cut"
+	truncate -s 65M "$scratch/large"
+	expect image_too_large 2 'too large' $run "$scratch/large"
+	expect guest_success 0 '0 failed' $run "$image"
+	expect stats_as_text 0 'Check and audit: .* no violation' $run --stats "$image"
+	expect stats_as_json_is_the_last_line 0 '^object 0$' sh -c \
+		'"$@" | tail -n 1 | jq -r "(type) + \" \" + (.exit | tostring)"' sh $run --stats=json "$image"
+	expect crash_is_told 3 'invalid opcode' $run "$GUESTS/crash"
+	timeout --preserve-status -s INT 2 $run "$GUESTS/spin" >"$scratch/out" 2>&1
+	got=$?
+	if [ $got -eq 130 ] && grep -q interrupted "$scratch/out"; then passed=$((passed + 1)); else
+		failed=$((failed + 1))
+		echo "FAIL: ctrl_c_ends_cleanly: status $got, wanted 130"
+	fi
+	expect output_to_a_closed_pipe_does_not_end_the_guest 0 '^0$' bash -c \
+		'"$@" | true; echo "${PIPESTATUS[0]}"' bash $run "$image"
+	free=$(cat /sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages 2>/dev/null || echo 0)
+	if [ "$free" -lt 32768 ]; then
+		expect too_few_hugepages 77 'need 32768 hugepages of 2M, .*echo [0-9]+ > ' \
+			$run -m 64G --pages hugetlb "$image"
+	else
+		skip "too_few_hugepages: this host has $free"
+	fi
+else
+	skip "no /dev/kvm or no guests in $GUESTS: images, stats and endings"
+fi
+
+# Somebody without rights, first without and then with descriptors passed by somebody who has them.
+if [ "$(id -u)" -eq 0 ] && command -v setpriv >/dev/null && [ -w /dev/kvm ] && [ -x "$GUESTS/hello" ]; then
+	install -m 755 "$VMM" "$scratch/vmm" && install -m 644 "$GUESTS/hello" "$scratch/hello"
+	chmod 755 "$scratch"
+	nobody="setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all --bounding-set=-all"
+	if [ "$(stat -c %a /dev/kvm)" = 600 ]; then
+		expect no_permission_names_group_and_command 77 '/dev/kvm.*(usermod|setfacl|group)' \
+			$nobody "$scratch/vmm" run "$scratch/hello"
+	else
+		skip "no_permission: everybody may use /dev/kvm here"
+	fi
+	expect no_root_needed_with_a_passed_kvm 0 '0 failed' bash -c 'exec 7<>/dev/kvm; exec "$@"' bash \
+		$nobody "$scratch/vmm" run --kvm-fd 7 --events own "$scratch/hello"
+	if [ "$(cat /proc/sys/vm/unprivileged_userfaultfd)" = 0 ] && [ -e /dev/userfaultfd ] &&
+		[ "$(stat -c %a /dev/userfaultfd)" = 600 ]; then
+		expect no_userfaultfd_lists_what_was_tried 77 '/dev/userfaultfd: +Permission denied' bash -c \
+			'exec 7<>/dev/kvm; exec "$@"' bash $nobody "$scratch/vmm" run --kvm-fd 7 "$scratch/hello"
+		expect no_userfaultfd_names_the_way_without 77 '--events own' bash -c \
+			'exec 7<>/dev/kvm; exec "$@"' bash $nobody "$scratch/vmm" run --kvm-fd 7 "$scratch/hello"
+	else
+		skip "no_userfaultfd: everybody may open one here"
+	fi
+	# USERFAULTFD_IOC_NEW by a language with ioctl, so that the descriptor comes from outside.
+	if command -v perl >/dev/null && [ -e /dev/userfaultfd ]; then
+		expect no_root_needed_with_both_passed 0 '0 failed' bash -c 'exec 7<>/dev/kvm; exec "$@"' bash \
+			perl -e '
+				use Fcntl;
+				open(my $dev, "+<", "/dev/userfaultfd") or die "open: $!";
+				my $fd = ioctl($dev, 0xAA00, 00004000) or die "ioctl: $!";
+				open(my $uffd, "<&=", $fd + 0) or die "fdopen: $!";
+				fcntl($uffd, F_SETFD, 0) or die "fcntl: $!";
+				s/UFFD/$fd/ for @ARGV;
+				exec(@ARGV) or die "exec: $!";
+			' -- $nobody "$scratch/vmm" run --kvm-fd 7 --uffd-fd UFFD "$scratch/hello"
+	else
+		skip "no_root_needed_with_both_passed: no perl or no /dev/userfaultfd"
+	fi
+else
+	skip "not root, or no setpriv: running as nobody"
+fi
+
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ]
