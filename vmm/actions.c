@@ -494,6 +494,8 @@ uint64_t action_check(struct vm *vm)
 	s->audited_pages += report.pages;
 	s->audited_pfns += report.pfn_checked;
 	s->audit_skipped += report.skipped;
+	if (report.moved_by_kernel > s->moved_by_kernel)
+		s->moved_by_kernel = report.moved_by_kernel;
 	pthread_mutex_unlock(&vm->actions->stats_lock);
 	return found;
 }

@@ -225,5 +225,11 @@ void report_print_text(struct vm *vm, FILE *out)
 		r->action.violations ? "" : "no violation\n");
 	if (r->action.violations)
 		fprintf(out, "%" PRIu64 " VIOLATIONS\n", r->action.violations);
+	if (r->action.moved_by_kernel)
+		fprintf(out,
+			"%" PRIu64
+			" pages were moved by the kernel itself (khugepaged, compaction), which "
+			"no source in use sees\n",
+			r->action.moved_by_kernel);
 	fflush(out);
 }

@@ -129,6 +129,7 @@ static json_t *check_json(const struct action_stats *a)
 	FIELD(audited_pages)
 	FIELD(audited_pfns)
 	FIELD(audit_skipped)
+	FIELD(moved_by_kernel)
 	FIELD(protect_hits)
 	FIELD(chaos_hits)
 #undef FIELD

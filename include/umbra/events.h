@@ -83,7 +83,16 @@ int umbra_hostmap_resolve(struct umbra_hostmap *map, struct umbra_chain *chain,
  * present; a 2M leaf by a PMD; a writable leaf by a page that a write would not move or fault on;
  * the same frame as at install (RECORD_PFN). Leaves whose hva lies in an open invalidation are
  * skipped and counted.
+ *
+ * A page that is there with all its rights, but in another frame than at install, is a mismatch, unless
+ * the kernel has moved pages by itself since @map was opened (khugepaged's pages_collapsed, for a page
+ * that is PMD-mapped now; vmstat's pgmigrate_success, for any): own calls and userfaultfd cannot see
+ * that. It is then named as moved_by_kernel, never hidden.
+ *
  * @out: one line for each mismatch, may be NULL.
+ * A page that is there, with all its rights, in another frame than at install is a mismatch, unless the kernel has
+ * moved pages by its own since @map was opened (khugepaged's pages_collapsed for a page that is PMD-mapped now, vmstat's
+ * pgmigrate_success for any): own calls and userfaultfd cannot see that. It is named as moved_by_kernel, never hidden.
  */
 struct umbra_audit_report {
 	uint64_t leaves, pages, skipped;
@@ -92,6 +101,7 @@ struct umbra_audit_report {
 	uint64_t wrong_size; /* 2M over pages mapped by 4K               */
 	uint64_t wrong_perm; /* writable over shared, zero or protected  */
 	uint64_t pfn_checked;
+	uint64_t moved_by_kernel; /* not a mismatch */
 };
 /* Returns: number of mismatches, or -errno. */
 int64_t umbra_audit(struct umbra_root *root, struct umbra_hostmap *map,

@@ -53,6 +53,16 @@ static bool write_is_wrong(const struct host_vma *vma, const struct umbra_page *
 	return !(vma->flags & UMBRA_VMA_SHARED) && page_write_moves_private(page->flags);
 }
 
+/* The page is there in another frame: may the kernel have moved it by itself, which no source here sees? */
+static bool kernel_moved(const struct audit *a, const struct umbra_leaf *leaf,
+			 const struct umbra_page *page)
+{
+	if (leaf->level == UMBRA_LEVEL_4K && (page->flags & UMBRA_PAGE_HUGE) &&
+	    hostmap_has_collapsed(a->map))
+		return true;
+	return hostmap_has_migrated(a->map);
+}
+
 static void audit_page(struct audit *a, const struct umbra_leaf *leaf, uint64_t nr,
 		       const struct umbra_page *page)
 {
@@ -68,8 +78,12 @@ static void audit_page(struct audit *a, const struct umbra_leaf *leaf, uint64_t 
 	if (leaf->host_pfn != UMBRA_HOST_PFN_UNKNOWN && page->host_pfn != UMBRA_HOST_PFN_UNKNOWN) {
 		a->report->pfn_checked++;
 		if (leaf->host_pfn + nr != page->host_pfn) {
-			a->report->wrong_pfn++;
-			mismatch(a, leaf, nr, "another frame", page);
+			if (kernel_moved(a, leaf, page)) {
+				a->report->moved_by_kernel++;
+			} else {
+				a->report->wrong_pfn++;
+				mismatch(a, leaf, nr, "another frame", page);
+			}
 		}
 	}
 	if (leaf->level == UMBRA_LEVEL_2M && a->map->scan && !(page->flags & UMBRA_PAGE_HUGE)) {

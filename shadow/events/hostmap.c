@@ -77,6 +77,48 @@ static bool probe_pfns(int fd)
 	return pread(fd, &entry, sizeof(entry), at) == sizeof(entry) && (entry & PM_PFN_MASK);
 }
 
+static int open_counter(const char *path)
+{
+	return open(path, O_RDONLY | O_CLOEXEC);
+}
+
+/* The number after @key in @fd, or at its beginning; 0 when it cannot be had. */
+static uint64_t read_counter(int fd, const char *key)
+{
+	char buf[8192];
+	ssize_t got = fd < 0 ? -1 : pread(fd, buf, sizeof(buf) - 1, 0);
+	const char *p = buf;
+
+	if (got <= 0)
+		return 0;
+	buf[got] = 0;
+	if (key) {
+		p = strstr(buf, key);
+		p = p ? p + strlen(key) : "0";
+	}
+	return strtoull(p, NULL, 10);
+}
+
+static uint64_t collapsed_now(const struct umbra_hostmap *map)
+{
+	return read_counter(map->khugepaged, NULL);
+}
+
+static uint64_t migrated_now(const struct umbra_hostmap *map)
+{
+	return read_counter(map->vmstat, "\npgmigrate_success ");
+}
+
+bool hostmap_has_collapsed(const struct umbra_hostmap *map)
+{
+	return collapsed_now(map) != map->collapsed;
+}
+
+bool hostmap_has_migrated(const struct umbra_hostmap *map)
+{
+	return migrated_now(map) != map->migrated;
+}
+
 int umbra_hostmap_open(struct umbra_hostmap **out, pid_t pid)
 {
 	struct umbra_hostmap *map = calloc(1, sizeof(*map));
@@ -84,7 +126,7 @@ int umbra_hostmap_open(struct umbra_hostmap **out, pid_t pid)
 
 	if (!map)
 		return -ENOMEM;
-	map->maps = -1;
+	map->maps = map->khugepaged = map->vmstat = -1;
 	map->pagemap = open_proc(pid, "pagemap");
 	err = map->pagemap < 0 ? map->pagemap : 0;
 	if (err)
@@ -102,6 +144,11 @@ int umbra_hostmap_open(struct umbra_hostmap **out, pid_t pid)
 			close(self);
 	}
 	map->procmap = probe_procmap(map->maps);
+	map->khugepaged =
+		open_counter("/sys/kernel/mm/transparent_hugepage/khugepaged/pages_collapsed");
+	map->vmstat = open_counter("/proc/vmstat");
+	map->collapsed = collapsed_now(map);
+	map->migrated = migrated_now(map);
 	pthread_mutex_init(&map->maps_lock, NULL);
 	*out = map;
 	return 0;
@@ -118,6 +165,10 @@ void umbra_hostmap_close(struct umbra_hostmap *map)
 		close(map->pagemap);
 	if (map->maps >= 0)
 		close(map->maps);
+	if (map->khugepaged >= 0)
+		close(map->khugepaged);
+	if (map->vmstat >= 0)
+		close(map->vmstat);
 	free(map);
 }
 

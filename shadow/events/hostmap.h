@@ -10,6 +10,8 @@
 
 struct umbra_hostmap {
 	int pagemap, maps;
+	int khugepaged, vmstat; /* counters of pages that the kernel moves by itself, or -1 */
+	uint64_t collapsed, migrated; /* what they said when the map was opened */
 	bool scan, pfns, procmap;
 	pthread_mutex_t maps_lock; /* reading /proc/PID/maps as text moves its offset */
 };
@@ -30,6 +32,10 @@ int hostmap_vma(struct umbra_hostmap *map, hva_t hva, struct host_vma *vma);
  * A quarter of the price of umbra_hostmap_query(): enough to see whether a page is there at all.
  */
 int hostmap_peek(struct umbra_hostmap *map, hva_t hva, uint32_t *flags);
+
+/* Has khugepaged collapsed (has anything migrated) a page of any process since @map was opened? */
+bool hostmap_has_collapsed(const struct umbra_hostmap *map);
+bool hostmap_has_migrated(const struct umbra_hostmap *map);
 
 /* Would a private write to a page with these flags give it another frame? */
 static inline bool page_write_moves_private(uint32_t flags)
