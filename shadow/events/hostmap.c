@@ -143,6 +143,7 @@ int umbra_hostmap_open(struct umbra_hostmap **out, pid_t pid)
 		if (pid)
 			close(self);
 	}
+	map->kpageflags = map->pfns ? open("/proc/kpageflags", O_RDONLY | O_CLOEXEC) : -1;
 	map->procmap = probe_procmap(map->maps);
 	map->khugepaged =
 		open_counter("/sys/kernel/mm/transparent_hugepage/khugepaged/pages_collapsed");
@@ -165,6 +166,8 @@ void umbra_hostmap_close(struct umbra_hostmap *map)
 		close(map->pagemap);
 	if (map->maps >= 0)
 		close(map->maps);
+	if (map->kpageflags >= 0)
+		close(map->kpageflags);
 	if (map->khugepaged >= 0)
 		close(map->khugepaged);
 	if (map->vmstat >= 0)
@@ -314,6 +317,33 @@ int umbra_hostmap_query(struct umbra_hostmap *map, hva_t hva, struct umbra_page 
 		return err;
 	entry_to_page(map, entry, page);
 	return map->scan ? add_scan(map, start, page, 1) : 0;
+}
+
+bool hostmap_large_folio(struct umbra_hostmap *map, uint64_t start, uint64_t end)
+{
+	const uint64_t compound = 1ULL << 15 | 1ULL << 16; /* KPF_COMPOUND_HEAD, _TAIL */
+	struct umbra_page pages[64];
+	uint64_t flags;
+
+	if (map->kpageflags < 0)
+		return true;
+	for (uint64_t at = start; at < end;) {
+		const uint64_t left = (end - at) >> UMBRA_PAGE_SHIFT;
+		const size_t n = left < 64 ? left : 64;
+
+		if (umbra_hostmap_query_range(map, (hva_t){ at }, pages, n))
+			return true;
+		for (size_t i = 0; i < n; i++, at += UMBRA_PAGE_SIZE) {
+			if (!(pages[i].flags & UMBRA_PAGE_PRESENT) ||
+			    (pages[i].flags & (UMBRA_PAGE_HUGE | UMBRA_PAGE_ZERO)))
+				continue;
+			if (pread(map->kpageflags, &flags, sizeof(flags),
+				  (off_t)(pages[i].host_pfn * sizeof(flags))) != sizeof(flags) ||
+			    (flags & compound))
+				return true;
+		}
+	}
+	return false;
 }
 
 /* "start-end perms offset dev inode ..." */

@@ -10,7 +10,8 @@
 
 struct umbra_hostmap {
 	int pagemap, maps;
-	int khugepaged, vmstat; /* counters of pages that the kernel moves by itself, or -1 */
+	int kpageflags;               /* -1 without the right to it */
+	int khugepaged, vmstat;       /* counters of pages that the kernel moves by itself, or -1 */
 	uint64_t collapsed, migrated; /* what they said when the map was opened */
 	bool scan, pfns, procmap;
 	pthread_mutex_t maps_lock; /* reading /proc/PID/maps as text moves its offset */
@@ -36,6 +37,12 @@ int hostmap_peek(struct umbra_hostmap *map, hva_t hva, uint32_t *flags);
 /* Has khugepaged collapsed (has anything migrated) a page of any process since @map was opened? */
 bool hostmap_has_collapsed(const struct umbra_hostmap *map);
 bool hostmap_has_migrated(const struct umbra_hostmap *map);
+
+/*
+ * hostmap_large_folio - is a page of [@start, @end) part of a larger folio that is not mapped by a PMD? Such a folio may be split by
+ * advice to one of its pages, and then kernels since 6.12 move its all-zero pages to the zero page. True if it cannot be known.
+ */
+bool hostmap_large_folio(struct umbra_hostmap *map, uint64_t start, uint64_t end);
 
 /* Would a private write to a page with these flags give it another frame? */
 static inline bool page_write_moves_private(uint32_t flags)

@@ -225,7 +225,8 @@ int umbra_madvise(struct umbra_own *own, struct hva_range r, int advice)
 	if (!err && forks)
 		err = region_reserve(own);
 	if (!err)
-		err = bracket_start(own, &plan, (struct hva_range){ 0 }, &b);
+		err = bracket_start(own, &plan, raises_remove(advice) ? r : (struct hva_range){ 0 },
+				    &b);
 	if (!err) {
 		if (moves)
 			shift_begin(own);

@@ -52,9 +52,7 @@ bool plan_is_exact(int advice, enum umbra_cause *cause, bool *relocates)
 	switch (advice) {
 	case MADV_DONTNEED:
 	case MADV_DONTNEED_LOCKED: *cause = UMBRA_CAUSE_DISCARD; return true;
-	case MADV_FREE: *cause = UMBRA_CAUSE_FREE; return true;
 	case MADV_REMOVE: *cause = UMBRA_CAUSE_REMOVE; return true;
-	case MADV_PAGEOUT: *cause = UMBRA_CAUSE_SWAP; return true;
 	case MADV_UNMERGEABLE: *cause = UMBRA_CAUSE_COW; return true;
 	case MADV_SOFT_OFFLINE: *cause = UMBRA_CAUSE_MIGRATE; return true;
 	case MADV_HWPOISON:
@@ -143,6 +141,37 @@ static int plan_populate_write(const struct umbra_own *own, struct hva_range r, 
 	return err;
 }
 
+/*
+ * Advice to a part of a large folio splits it, and the split may move pages of it that lie outside @r. So 2M blocks that @r meets and
+ * where such a folio is are bracketed whole; elsewhere what is in @r if @inside, else nothing.
+ */
+static int plan_folios(const struct umbra_own *own, struct hva_range r, bool inside,
+		       struct plan *plan)
+{
+	const uint64_t mask = UMBRA_HUGE_SIZE - 1;
+	const struct hva_range w = hva_range_widen(r);
+	int err = 0;
+
+	for (uint64_t block = w.start.v & ~mask; !err && block < w.end.v;
+	     block += UMBRA_HUGE_SIZE) {
+		const struct hva_range all = { { block }, { block + UMBRA_HUGE_SIZE } };
+		const struct hva_range part = {
+			{ w.start.v > block ? w.start.v : block },
+			{ w.end.v < all.end.v ? w.end.v : all.end.v },
+		};
+		const bool cut = part.start.v != block || part.end.v != all.end.v;
+
+		if (all.end.v < block) /* the last block of all: nothing can be mapped there */
+			return plan_add(plan, part);
+		if ((cut && mapped_huge(own, block)) || !own->map ||
+		    hostmap_large_folio(own->map, block, all.end.v))
+			err = plan_add(plan, all);
+		else if (inside)
+			err = plan_add(plan, part);
+	}
+	return err;
+}
+
 int plan_madvise(const struct umbra_own *own, struct hva_range r, int advice, struct plan *plan)
 {
 	enum umbra_cause cause;
@@ -159,10 +188,19 @@ int plan_madvise(const struct umbra_own *own, struct hva_range r, int advice, st
 	case MADV_POPULATE_WRITE:
 		plan_init(plan, UMBRA_CAUSE_COW, true);
 		return plan_populate_write(own, r, plan);
+	case MADV_FREE:
+		plan_init(plan, UMBRA_CAUSE_FREE, true);
+		return plan_folios(own, r, true, plan);
+	case MADV_PAGEOUT:
+		plan_init(plan, UMBRA_CAUSE_SWAP, true);
+		return plan_folios(own, r, true, plan);
+	case MADV_COLD:
+		plan_init(plan, UMBRA_CAUSE_SPLIT, false);
+		return plan_folios(own, r, false, plan);
 	case MADV_WILLNEED:
 	case MADV_POPULATE_READ:
 	case MADV_GUARD_REMOVE: plan_init(plan, UMBRA_CAUSE_UNKNOWN, false); return 0;
-	default: /* what only marks the mapping, and COLD: nothing moves, cut hugepages are split */
+	default: /* what only marks the mapping: nothing moves, cut hugepages are split */
 		plan_init(plan, UMBRA_CAUSE_SPLIT, false);
 		return plan_edges(own, r, plan);
 	}

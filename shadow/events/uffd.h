@@ -43,7 +43,7 @@ struct settle {
 	struct umbra_own *own;
 	struct settle_thread threads[SETTLE_THREADS];
 	uint32_t nthreads; /* high-water mark in threads[] */
-	char dirents[64 * 1024];
+	_Alignas(8) char dirents[64 * 1024];
 };
 
 /* Returns: 0, -EBUSY (the signal is in use), -ENOSPC (too many userfaultfds), -errno. */

@@ -242,6 +242,27 @@ Test(own, d23_cold_part_of_a_thp_drops_its_block)
 	sound();
 }
 
+Test(own, d23_advice_to_a_folio_mapped_by_4k_moves_its_zero_pages_and_is_bracketed_whole)
+{
+	const int advices[] = { MADV_COLD, MADV_FREE, MADV_PAGEOUT };
+
+	for (int i = 0; i < 3; i++) {
+		char *p = thp(2);
+
+		memset(p + 4 * PAGE, 0, 100 * PAGE);
+		/* The PMD is split, the folio is not: 4K leaves over one large folio. */
+		cr_assert(!umbra_mprotect(h.own, hva_range_of(p, PAGE), PROT_READ));
+		cr_assert(!umbra_mprotect(h.own, hva_range_of(p, PAGE), PROT_READ | PROT_WRITE));
+		cr_assert(host_touch(&h, p, HUGE, RW));
+		cr_assert_eq(host_leaf(&h, p), 1);
+		mark();
+		cr_assert(!advise(p + 300 * PAGE, PAGE, advices[i]));
+		cr_assert_eq(since(), 1);
+		cr_assert_eq(host_leaf(&h, p + HUGE), 2);
+		sound();
+	}
+}
+
 Test(own, cold_of_a_whole_thp_drops_nothing)
 {
 	char *p = thp(1);

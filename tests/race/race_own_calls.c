@@ -5,7 +5,7 @@
  */
 #include "tests/integration/events_host.h"
 
-#define BLOCKS   4
+#define BLOCKS   4U
 #define BYTES    (BLOCKS * UMBRA_HUGE_SIZE)
 #define MUTATORS 3
 #define MAPPERS  2
@@ -19,14 +19,30 @@ static int steps = 1500;
 static _Atomic int mutating, failures;
 static _Atomic uint64_t installed, retried, audits;
 
-static struct hva_range pick(unsigned int *state)
+static struct hva_range pick_in(unsigned int *state, uint64_t first, uint64_t pages)
 {
-	const uint64_t page = (uint64_t)rand_r(state) % (BYTES / UMBRA_PAGE_SIZE);
-	const uint64_t most = BYTES / UMBRA_PAGE_SIZE - page;
-	uint64_t n = 1 + (uint64_t)rand_r(state) % (rand_r(state) % 4 ? 4 : 600);
+	const uint64_t page = (unsigned int)rand_r(state) % pages;
+	const uint64_t most = pages - page;
+	uint64_t n = 1 + (unsigned int)rand_r(state) % (rand_r(state) % 4 ? 4U : 600U);
 
 	n = n < most ? n : most;
-	return hva_range_of(arena + page * UMBRA_PAGE_SIZE, n * UMBRA_PAGE_SIZE);
+	return hva_range_of(arena + (first + page) * UMBRA_PAGE_SIZE, n * UMBRA_PAGE_SIZE);
+}
+
+static struct hva_range pick(unsigned int *state)
+{
+	return pick_in(state, 0, BYTES / UMBRA_PAGE_SIZE);
+}
+
+/*
+ * A part of the arena for each mutator, where it maps and unmaps: ThreadSanitizer keeps its own records of mappings and does not
+ * bear two threads that change the same one. All other calls go anywhere.
+ */
+static struct hva_range pick_own(unsigned int *state, uintptr_t who)
+{
+	const uint64_t pages = BYTES / UMBRA_PAGE_SIZE / MUTATORS;
+
+	return pick_in(state, who * pages, pages);
 }
 
 static int map_over(struct hva_range r)
@@ -35,11 +51,10 @@ static int map_over(struct hva_range r)
 			       0);
 }
 
-/* The far half of @r's page count from a random place to @r. */
-static void remap(struct hva_range to, unsigned int *state)
+/* As much of @from as fits to @to; memory again where it was. */
+static void remap(struct hva_range to, struct hva_range from)
 {
 	const uint64_t len = to.end.v - to.start.v;
-	struct hva_range from = pick(state);
 	hva_t now;
 
 	if (from.end.v - from.start.v > len)
@@ -54,10 +69,12 @@ static void remap(struct hva_range to, unsigned int *state)
 
 static void *mutate(void *arg)
 {
-	unsigned int state = seed * 7919 + (unsigned int)(uintptr_t)arg;
+	const uintptr_t who = (uintptr_t)arg;
+	unsigned int state = seed * 7919 + (unsigned int)who;
 
 	for (int i = 0; i < steps; i++) {
 		const struct hva_range r = pick(&state);
+		const struct hva_range mine = pick_own(&state, who);
 		struct hva_range block = r;
 
 		block.start.v &= ~(UMBRA_HUGE_SIZE - 1);
@@ -65,16 +82,18 @@ static void *mutate(void *arg)
 		/* Errors are allowed: another mutator may have unmapped it. Being announced is what counts. */
 		switch (rand_r(&state) % 8) {
 		case 0:
-			umbra_munmap(h.own, r);
-			map_over(r);
+			umbra_munmap(h.own, mine);
+			map_over(mine);
 			break;
-		case 1: remap(r, &state); break;
+		case 1: remap(mine, pick_own(&state, who)); break;
 		case 2: umbra_mprotect(h.own, r, PROT_READ); break;
 		case 3:
 			umbra_mprotect(h.own, block, PROT_READ | PROT_WRITE);
 			umbra_madvise(h.own, block, MADV_COLLAPSE);
 			break;
-		case 4: umbra_madvise(h.own, r, MADV_COLD); break;
+		case 4:
+			umbra_madvise(h.own, r, rand_r(&state) % 2 ? MADV_DONTDUMP : MADV_DODUMP);
+			break;
 		case 5: umbra_madvise(h.own, r, MADV_POPULATE_WRITE); break;
 		default: umbra_madvise(h.own, r, MADV_DONTNEED); break;
 		}
