@@ -2,6 +2,7 @@
 /* The machine: built in order, run by its threads, stopped by whoever comes first, taken down in
  * reverse. */
 #include <errno.h>
+#include <linux/userfaultfd.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
