@@ -403,6 +403,51 @@ Test(uffd, d70_a_copy_elsewhere_while_an_event_is_unread_is_repeated)
 	stop_reader();
 }
 
+static void *unmap(void *arg)
+{
+	return (void *)(intptr_t)munmap(arg, PAGE);
+}
+
+Test(uffd, d32_a_page_mapped_again_before_its_unmap_is_read_is_not_served_from_the_old_leaf)
+{
+	pthread_t t;
+	char *p;
+
+	need_uffd();
+	p = watched(HUGE, UMBRA_UFFD_WP);
+	cr_assert(host_touch(&h, p, HUGE, RW));
+	cr_assert(!pthread_create(&t, NULL, unmap, p));
+	wait_blocked();
+	cr_assert(mmap(p, PAGE, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == p);
+	*p = 42;
+	start_reader();
+	pthread_join(t, NULL);
+	drain();
+	cr_assert_eq(stats.unmaps, 1);
+	cr_assert_eq(host_leaves(&h, p, HUGE), 511);
+	cr_assert(host_touch(&h, p, PAGE, RW));
+	sound();
+	stop_reader();
+}
+
+Test(uffd, d42_closing_with_write_protection_set_leaves_no_wrong_leaf)
+{
+	char *p;
+
+	need_uffd();
+	p = watched(HUGE, UMBRA_UFFD_WP);
+	cr_assert(host_touch(&h, p, HUGE, RW));
+	cr_assert(!umbra_uffd_writeprotect(uffd, hva_range_of(p, HUGE), true));
+	cr_assert(host_touch(&h, p, HUGE, UMBRA_ACCESS_READ));
+	umbra_uffd_close(uffd);
+	uffd = NULL;
+	sound();
+	cr_assert(host_touch(&h, p, HUGE, RW));
+	cr_assert(host_writable(&h, p));
+	sound();
+}
+
 static void *touch_page(void *arg)
 {
 	*(volatile char *)arg = 1;
