@@ -84,10 +84,11 @@ int umbra_hostmap_resolve(struct umbra_hostmap *map, struct umbra_chain *chain,
  * the same frame as at install (RECORD_PFN). Leaves whose hva lies in an open invalidation are
  * skipped and counted.
  *
- * A page that is there with all its rights, but in another frame than at install, is a mismatch, unless
- * the kernel has moved pages by itself since @map was opened (khugepaged's pages_collapsed, for a page
- * that is PMD-mapped now; vmstat's pgmigrate_success, for any): own calls and userfaultfd cannot see
- * that. It is then named as moved_by_kernel, never hidden.
+ * A page in another frame than at install, or swapped out, is a mismatch, unless the kernel has moved
+ * pages by itself since @map was opened, by its own counters: khugepaged's pages_collapsed for a page
+ * that is PMD-mapped now, vmstat's pgmigrate_success for another frame, pgsteal_* (which MADV_PAGEOUT
+ * does not move) for a page in swap. Own calls and userfaultfd cannot see that. It is then named as
+ * moved_by_kernel, never hidden.
  *
  * @out: one line for each mismatch, may be NULL.
  * A page that is there, with all its rights, in another frame than at install is a mismatch, unless the kernel has
@@ -159,7 +160,10 @@ int umbra_mmap_over(struct umbra_own *own, struct hva_range r, int prot, int fla
  * it. */
 int umbra_mremap(struct umbra_own *own, struct hva_range from, uint64_t new_len, int flags,
 		 hva_t to, hva_t *result);
-/* fork(2): private regions are bracketed. Returns: as fork, or negative errno. */
+/*
+ * fork(2): private regions are bracketed. Returns: as fork, or negative errno. The child must not use the chain, its consumers or
+ * @own: their locks and open brackets are copies of the parent's.
+ */
 pid_t umbra_fork(struct umbra_own *own);
 
 /*

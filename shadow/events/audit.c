@@ -70,6 +70,10 @@ static void audit_page(struct audit *a, const struct umbra_leaf *leaf, uint64_t 
 	const struct host_vma *vma = vma_at(a, hva);
 
 	a->report->pages++;
+	if (vma && (page->flags & UMBRA_PAGE_SWAPPED) && hostmap_has_reclaimed(a->map)) {
+		a->report->moved_by_kernel++;
+		return;
+	}
 	if (!vma || !(page->flags & UMBRA_PAGE_PRESENT)) {
 		a->report->stale++;
 		mismatch(a, leaf, nr, vma ? "not present" : "nothing mapped", page);

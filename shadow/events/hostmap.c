@@ -109,6 +109,17 @@ static uint64_t migrated_now(const struct umbra_hostmap *map)
 	return read_counter(map->vmstat, "\npgmigrate_success ");
 }
 
+static uint64_t reclaimed_now(const struct umbra_hostmap *map)
+{
+	return read_counter(map->vmstat, "\npgsteal_anon ") +
+	       read_counter(map->vmstat, "\npgsteal_file ");
+}
+
+bool hostmap_has_reclaimed(const struct umbra_hostmap *map)
+{
+	return reclaimed_now(map) != map->reclaimed;
+}
+
 bool hostmap_has_collapsed(const struct umbra_hostmap *map)
 {
 	return collapsed_now(map) != map->collapsed;
@@ -150,6 +161,7 @@ int umbra_hostmap_open(struct umbra_hostmap **out, pid_t pid)
 	map->vmstat = open_counter("/proc/vmstat");
 	map->collapsed = collapsed_now(map);
 	map->migrated = migrated_now(map);
+	map->reclaimed = reclaimed_now(map);
 	pthread_mutex_init(&map->maps_lock, NULL);
 	*out = map;
 	return 0;

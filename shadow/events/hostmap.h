@@ -10,9 +10,9 @@
 
 struct umbra_hostmap {
 	int pagemap, maps;
-	int kpageflags;               /* -1 without the right to it */
-	int khugepaged, vmstat;       /* counters of pages that the kernel moves by itself, or -1 */
-	uint64_t collapsed, migrated; /* what they said when the map was opened */
+	int kpageflags;         /* -1 without the right to it */
+	int khugepaged, vmstat; /* counters of pages that the kernel moves by itself, or -1 */
+	uint64_t collapsed, migrated, reclaimed; /* what they said when the map was opened */
 	bool scan, pfns, procmap;
 	pthread_mutex_t maps_lock; /* reading /proc/PID/maps as text moves its offset */
 };
@@ -34,8 +34,9 @@ int hostmap_vma(struct umbra_hostmap *map, hva_t hva, struct host_vma *vma);
  */
 int hostmap_peek(struct umbra_hostmap *map, hva_t hva, uint32_t *flags);
 
-/* Has khugepaged collapsed (has anything migrated) a page of any process since @map was opened? */
+/* Has khugepaged collapsed, has anything migrated, was anything reclaimed (not by MADV_PAGEOUT), since @map was opened? */
 bool hostmap_has_collapsed(const struct umbra_hostmap *map);
+bool hostmap_has_reclaimed(const struct umbra_hostmap *map);
 bool hostmap_has_migrated(const struct umbra_hostmap *map);
 
 /*

@@ -11,6 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/swap.h>
 #include <unistd.h>
 #include <umbra/events.h>
 #include "shadow/events/uapi.h"
@@ -338,6 +340,42 @@ static inline bool host_write(const char *path, const char *value)
 	n = write(fd, value, strlen(value));
 	close(fd);
 	return n == (ssize_t)strlen(value);
+}
+
+#define HOST_SWAP_PATH 32
+
+/* A swap file of 32 MiB; false where there can be none. @path is what host_swap_off() wants. */
+static inline bool host_swap_on(char path[HOST_SWAP_PATH])
+{
+	char zero[4096] = { 0 };
+	const int pages = 8192;
+	int fd;
+
+	strcpy(path, "/tmp/umbra-swap-XXXXXX");
+	fd = mkstemp(path);
+	if (fd < 0)
+		return false;
+	for (int i = 0; i < pages; i++)
+		if (write(fd, zero, sizeof(zero)) != sizeof(zero))
+			break;
+	/* A swap header by hand: version 1, the last page, and the mark at the end of the first page. */
+	((uint32_t *)(void *)zero)[256] = 1;
+	((uint32_t *)(void *)zero)[257] = (uint32_t)pages - 1;
+	memcpy(zero + 4086, "SWAPSPACE2", 10);
+	if (pwrite(fd, zero, sizeof(zero), 0) != sizeof(zero) || fsync(fd) || fchmod(fd, 0600) ||
+	    swapon(path, 0)) {
+		close(fd);
+		unlink(path);
+		return false;
+	}
+	close(fd);
+	return true;
+}
+
+static inline void host_swap_off(const char *path)
+{
+	swapoff(path);
+	unlink(path);
 }
 
 #endif

@@ -6,7 +6,6 @@
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
-#include <sys/swap.h>
 #include <sys/wait.h>
 #include <time.h>
 #include "tests/integration/events_host.h"
@@ -25,8 +24,7 @@ static const char *knob;
 static void fini(void)
 {
 	if (swap_file) {
-		swapoff(swap_file);
-		unlink(swap_file);
+		host_swap_off(swap_file);
 		free(swap_file);
 		swap_file = NULL;
 	}
@@ -402,26 +400,10 @@ Test(kernel, the_audit_sees_2m_over_4k)
 
 static bool swap_on(void)
 {
-	char path[] = "/tmp/umbra-swap-XXXXXX", zero[4096] = { 0 };
-	const int pages = 8192;
-	int fd = mkstemp(path);
+	char path[HOST_SWAP_PATH];
 
-	if (fd < 0)
+	if (!host_swap_on(path))
 		return false;
-	for (int i = 0; i < pages; i++)
-		if (write(fd, zero, sizeof(zero)) != sizeof(zero))
-			break;
-	/* A swap header by hand: version 1, the last page, and the mark at the end of the first page. */
-	((uint32_t *)(void *)zero)[256] = 1;
-	((uint32_t *)(void *)zero)[257] = (uint32_t)pages - 1;
-	memcpy(zero + 4086, "SWAPSPACE2", 10);
-	if (pwrite(fd, zero, sizeof(zero), 0) != sizeof(zero) || fsync(fd) || fchmod(fd, 0600) ||
-	    swapon(path, 0)) {
-		close(fd);
-		unlink(path);
-		return false;
-	}
-	close(fd);
 	swap_file = strdup(path);
 	return true;
 }
