@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -273,6 +274,7 @@ struct thread {
 	enum sandbox_kind kind;
 	unsigned int index;            /* of a vCPU */
 	_Atomic unsigned int *running; /* vCPUs that have not ended */
+	sem_t *ready; /* of the reader: posted when it will allocate nothing any more */
 	pthread_t id;
 	bool started;
 };
@@ -283,6 +285,8 @@ static void *thread_main(void *arg)
 	struct vm *vm = t->vm;
 	int e = sandbox_thread(vm->config.sandbox, t->kind);
 
+	if (t->ready)
+		sem_post(t->ready);
 	if (e) {
 		vm_stop(vm, VMM_EXIT_INTERNAL,
 			"sandbox of the %s thread: %s; --sandbox off runs without",
@@ -321,6 +325,22 @@ static void thread_start(struct thread *t)
 		vm_stop(t->vm, VMM_EXIT_CANNOT_RUN, "no thread for the %s: %s",
 			sandbox_kind_name(t->kind), strerror(e));
 	t->started = !e;
+}
+
+/*
+ * fork() holds the locks of malloc until the reader has read of it. Building a filter allocates: so before anybody may
+ * fork, the reader must have its own.
+ */
+static void start_reader(struct thread *t)
+{
+	sem_t ready;
+
+	sem_init(&ready, 0, 0);
+	t->ready = &ready;
+	thread_start(t);
+	while (t->started && sem_wait(&ready) < 0 && errno == EINTR)
+		;
+	sem_destroy(&ready);
 }
 
 /* A vCPU's thread may have gone to sleep in a system call just after a kick: kick until it is gone.
@@ -370,8 +390,8 @@ static void log_sandbox(const struct vm *vm, const struct sandbox_effective *s)
 enum vmm_exit vm_run(struct vm *vm)
 {
 	_Atomic unsigned int running = vm->config.vcpus;
-	struct thread vcpus[VM_VCPUS_MAX], reader = { vm, SANDBOX_READER, 0, NULL, 0, false };
-	struct thread chaos = { vm, SANDBOX_CHAOS, 0, NULL, 0, false };
+	struct thread vcpus[VM_VCPUS_MAX], reader = { vm, SANDBOX_READER, 0, NULL, NULL, 0, false };
+	struct thread chaos = { vm, SANDBOX_CHAOS, 0, NULL, NULL, 0, false };
 	struct sandbox_effective effective = { 0 };
 	int e = sandbox_process(vm->config.sandbox, &effective);
 
@@ -380,9 +400,9 @@ enum vmm_exit vm_run(struct vm *vm)
 			strerror(-e));
 	log_sandbox(vm, &effective);
 	if (vm->uffd)
-		thread_start(&reader);
+		start_reader(&reader);
 	for (unsigned int i = 0; i < vm->config.vcpus; i++) {
-		vcpus[i] = (struct thread){ vm, SANDBOX_VCPU, i, &running, 0, false };
+		vcpus[i] = (struct thread){ vm, SANDBOX_VCPU, i, &running, NULL, 0, false };
 		thread_start(&vcpus[i]);
 	}
 	if (vm->chaos)
