@@ -86,7 +86,7 @@ int umbra_hostmap_resolve(struct umbra_hostmap *map, struct umbra_chain *chain,
  *
  * A page in another frame than at install, or swapped out, is a mismatch, unless the kernel has moved
  * pages by itself since @map was opened, by its own counters: khugepaged's pages_collapsed for a page
- * that is PMD-mapped now, vmstat's pgmigrate_success for another frame, pgsteal_* (which MADV_PAGEOUT
+ * that is PMD-mapped now, vmstat's pgmigrate_success for another frame, pgscan_* (which MADV_PAGEOUT
  * does not move) for a page in swap. Own calls and userfaultfd cannot see that. It is then named as
  * moved_by_kernel, never hidden.
  *
@@ -136,8 +136,11 @@ struct umbra_region {
 int umbra_own_create(struct umbra_own **own, struct umbra_chain *chain, struct umbra_hostmap *map);
 void umbra_own_destroy(struct umbra_own *own);
 
-/* Returns: 0, -ENOMEM, -EEXIST (overlaps). remove: 0, -ENOENT (no region is exactly that). Copies
- * @region. */
+/*
+ * Returns: 0, -ENOMEM, -EEXIST (overlaps), -errno of fstat. Copies @region. Own calls keep regions
+ * true: what they unmap, map over, move or mark is cut out, replaced, moved or split. remove: takes
+ * what is left between the two ends of @hva; 0, -ENOENT (no region begins and ends there).
+ */
 int umbra_region_add(struct umbra_own *own, const struct umbra_region *region);
 int umbra_region_remove(struct umbra_own *own, struct hva_range hva);
 
@@ -161,8 +164,8 @@ int umbra_mmap_over(struct umbra_own *own, struct hva_range r, int prot, int fla
 int umbra_mremap(struct umbra_own *own, struct hva_range from, uint64_t new_len, int flags,
 		 hva_t to, hva_t *result);
 /*
- * fork(2): private regions are bracketed. Returns: as fork, or negative errno. The child must not use the chain, its consumers or
- * @own: their locks and open brackets are copies of the parent's.
+ * fork(2): private regions are bracketed. Returns: as fork, or negative errno. The child must not
+ * use the chain, its consumers or @own: their locks and brackets are copies of the parent's.
  */
 pid_t umbra_fork(struct umbra_own *own);
 
@@ -203,16 +206,22 @@ struct umbra_uffd_tried {
 struct umbra_uffd_config {
 	int fd;                /* an open userfaultfd to use (not owned), or -1 */
 	struct umbra_own *own; /* whose calls are already bracketed, may be NULL */
-	int settle_signal; /* real-time signal by which outside callers are waited for; 0: SIGRTMAX
-			      - 1 */
+	/*
+	 * Real-time signal by which outside callers are waited for; 0: SIGRTMAX - 1. Its handler
+	 * stays for the life of the process. A thread that runs when an outside REMOVE is read may
+	 * get one: a system call it enters just then may end with EINTR.
+	 */
+	int settle_signal;
 	void (*fault)(void *ctx, struct umbra_uffd *uffd, hva_t hva, uint32_t flags, uint32_t tid);
 	void *ctx;
 };
 
 /*
  * umbra_uffd_open - tries @config->fd, /dev/userfaultfd, userfaultfd(2), in this order; asks for
- * the features there are. Returns: 0, -errno of the last way tried.   Pairs with:
- * umbra_uffd_close().
+ * the features there are (events of forks need CAP_SYS_PTRACE: see umbra_uffd_features()).
+ * Returns: 0, -errno of the last way tried; -EBUSY: the settle signal has a handler already;
+ * -ENOSPC: 16 are open. Pairs with: umbra_uffd_close(), when umbra_uffd_run() has returned; it lets
+ * waiting callers go and drops what is registered.
  */
 int umbra_uffd_open(struct umbra_uffd **uffd, struct umbra_chain *chain,
 		    const struct umbra_uffd_config *config, struct umbra_uffd_tried *tried);
@@ -233,8 +242,10 @@ int umbra_uffd_unregister(struct umbra_uffd *uffd, struct hva_range r);
 int umbra_uffd_run(struct umbra_uffd *uffd);
 void umbra_uffd_stop(struct umbra_uffd *uffd);
 
-/* Waits until all that was readable when called has been announced and every REMOVE has settled.
- * Not from the reader. */
+/*
+ * Waits until all that was readable when called has been announced and every REMOVE has settled.
+ * Returns: 0; -EDEADLK on the reader; -ESRCH when no reader runs, or it stopped.
+ */
 int umbra_uffd_drain(struct umbra_uffd *uffd);
 
 /*

@@ -3,9 +3,12 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
+#include <unistd.h>
 #include "shadow/events/hostmap.h"
 
-#define BATCH UMBRA_HUGE_PAGES
+#define BATCH             UMBRA_HUGE_PAGES
+#define MIGRATION_TRIES   20
+#define MIGRATION_WAIT_US 500
 
 /*
  * The host is asked for the rest of the leaf's aligned 2M at once, and the leaves that follow find
@@ -63,13 +66,25 @@ static bool kernel_moved(const struct audit *a, const struct umbra_leaf *leaf,
 	return hostmap_has_migrated(a->map);
 }
 
+/* A page that is just being migrated looks as if swapped out; that passes. */
+static void wait_for_migration(struct audit *a, hva_t hva, struct umbra_page *page)
+{
+	for (int i = 0; i < MIGRATION_TRIES && (page->flags & UMBRA_PAGE_SWAPPED); i++) {
+		usleep(MIGRATION_WAIT_US);
+		if (umbra_hostmap_query(a->map, hva, page))
+			return;
+	}
+}
+
 static void audit_page(struct audit *a, const struct umbra_leaf *leaf, uint64_t nr,
-		       const struct umbra_page *page)
+		       struct umbra_page *page)
 {
 	const hva_t hva = { leaf->hva.v + nr * UMBRA_PAGE_SIZE };
 	const struct host_vma *vma = vma_at(a, hva);
 
 	a->report->pages++;
+	if (vma && (page->flags & UMBRA_PAGE_SWAPPED) && !hostmap_has_reclaimed(a->map))
+		wait_for_migration(a, hva, page);
 	if (vma && (page->flags & UMBRA_PAGE_SWAPPED) && hostmap_has_reclaimed(a->map)) {
 		a->report->moved_by_kernel++;
 		return;

@@ -111,8 +111,8 @@ static uint64_t migrated_now(const struct umbra_hostmap *map)
 
 static uint64_t reclaimed_now(const struct umbra_hostmap *map)
 {
-	return read_counter(map->vmstat, "\npgsteal_anon ") +
-	       read_counter(map->vmstat, "\npgsteal_file ");
+	return read_counter(map->vmstat, "\npgscan_anon ") +
+	       read_counter(map->vmstat, "\npgscan_file ");
 }
 
 bool hostmap_has_reclaimed(const struct umbra_hostmap *map)

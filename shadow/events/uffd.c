@@ -46,7 +46,25 @@ static int handshake(int fd, uint64_t want, uint64_t *features)
 	return 0;
 }
 
-/* The handshake can be done once on each descriptor: the first only asks what there is. */
+/*
+ * All of @want, or what may be had of it: events of forks need CAP_SYS_PTRACE, whoever made the descriptor. A handshake that
+ * failed may be repeated, one that succeeded may not.
+ */
+static int enable(int fd, uint64_t want, uint64_t *features)
+{
+	const uint64_t fork_events = UFFD_FEATURE_EVENT_FORK;
+	uint64_t unused;
+	int err = handshake(fd, want, &unused);
+
+	if (err == -EPERM) {
+		want &= ~fork_events;
+		err = handshake(fd, want, &unused);
+	}
+	*features = want;
+	return err;
+}
+
+/* What there is can only be asked by a handshake, so the first descriptor is spent on it. */
 static int open_way(int dev, uint64_t *features)
 {
 	uint64_t offered = 0;
@@ -61,28 +79,32 @@ static int open_way(int dev, uint64_t *features)
 	fd = new_uffd(dev);
 	if (fd < 0)
 		return fd;
-	err = handshake(fd, offered & WANTED_FEATURES, features);
-	if (!err) {
-		*features = offered & WANTED_FEATURES;
+	err = enable(fd, offered & WANTED_FEATURES, features);
+	if (!err)
 		return fd;
-	}
 	close(fd);
 	return err;
 }
 
+/* There is no second one to spend: features are left off from the newest on until the kernel knows them all. */
 static int open_passed(int passed, uint64_t *features)
 {
 	const int flags = fcntl(passed, F_GETFL);
+	uint64_t want = WANTED_FEATURES;
 	int err;
 
 	if (flags < 0 || fcntl(passed, F_SETFL, flags | O_NONBLOCK))
 		return -errno;
-	/* It cannot be asked twice, so all or the part that every kernel since 5.19 has. */
-	err = handshake(passed, WANTED_FEATURES, features);
-	if (err)
-		err = handshake(passed, WANTED_FEATURES & 0x1fff, features);
-	*features &= WANTED_FEATURES;
-	return err ? err : passed;
+	for (int bit = 63; bit >= 0; bit--) {
+		err = enable(passed, want, features);
+		if (err != -EINVAL)
+			return err ? err : passed;
+		while (bit >= 0 && !(want & 1ULL << bit))
+			bit--;
+		if (bit >= 0)
+			want &= ~(1ULL << bit);
+	}
+	return -EINVAL; /* also: it has had its handshake */
 }
 
 static int open_any(struct umbra_uffd *u, struct umbra_uffd_tried *tried)

@@ -578,3 +578,26 @@ Test(uffd, a_passed_descriptor_is_used_and_not_closed)
 	cr_assert_geq(fcntl(fd, F_GETFD), 0);
 	close(fd);
 }
+
+Test(uffd, a_passed_descriptor_serves_without_any_right)
+{
+	struct umbra_uffd_config config = { .own = h.own, .fault = on_fault };
+	char *p;
+
+	config.fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	if (config.fd < 0)
+		cr_skip_test("no userfaultfd for kernel faults here");
+	if (geteuid() || setresuid(65534, 65534, 65534))
+		cr_skip_test("not root: there is no right to give up");
+	cr_assert(!umbra_uffd_open(&uffd, h.chain, &config, NULL));
+	cr_assert_not(umbra_uffd_features(uffd) & UFFD_FEATURE_EVENT_FORK);
+	cr_assert(umbra_uffd_features(uffd) & UFFD_FEATURE_EVENT_REMOVE);
+	start_reader();
+	p = watched(HUGE, UMBRA_UFFD_MISSING);
+	cr_assert(host_touch(&h, p, 8 * PAGE, RW));
+	cr_assert(!madvise(p, PAGE, MADV_DONTNEED));
+	drain();
+	cr_assert_eq(stats.settled, 1);
+	cr_assert_eq(host_leaves(&h, p, HUGE), 7);
+	stop_reader();
+}

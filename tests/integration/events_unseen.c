@@ -83,6 +83,7 @@ static int reclaimed_child(void)
 	/* the kernel gives up early while the pages look young: each try ages them */
 	for (int i = 0; i < 1000 && !host_write(CGROUP "/memory.limit_in_bytes", limit); i++)
 		usleep(10000);
+	host_write(CGROUP "/memory.limit_in_bytes", "-1"); /* enough has gone */
 	if (umbra_audit(h.root, h.map, &report, stderr) || !report.moved_by_kernel ||
 	    report.stale) {
 		fprintf(stderr, "audit: %lu moved by the kernel, %lu stale\n",

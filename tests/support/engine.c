@@ -229,7 +229,8 @@ void engine_tell_random(struct engine *e, unsigned int vcpu, uint64_t addr, uint
 
 void engine_tell_stop(struct engine *e, unsigned int vcpu)
 {
-	__atomic_store_n(&engine_mailbox(e, vcpu)->op, 0, __ATOMIC_RELEASE);
+	/* Not 0: the guest clears it on its way out, and must not clear the next order instead. */
+	__atomic_store_n(&engine_mailbox(e, vcpu)->op, ENGINE_STOP, __ATOMIC_RELEASE);
 }
 
 void engine_tell(struct engine *e, unsigned int vcpu, enum engine_op op, uint64_t addr,

@@ -28,6 +28,9 @@ enum engine_op {
 	ENGINE_JUMP = 5,   /* to @addr */
 };
 
+/* None of the guest's: ends HAMMER and RANDOM. */
+#define ENGINE_STOP 7
+
 struct engine_mailbox {
 	uint64_t op, addr, count, stride, value;
 	uint64_t pad[3];
