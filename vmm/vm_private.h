@@ -43,7 +43,7 @@ struct vm {
 	enum vmm_exit stop_code;
 	char stop_why[256];
 	pthread_mutex_t stop_lock;
-	int signal_fd;	/* SIGINT and SIGTERM, for the main thread */
+	int signal_fd;  /* SIGINT and SIGTERM, for the main thread */
 	int stop_event; /* eventfd: vm_stop() wakes the main thread */
 };
 
