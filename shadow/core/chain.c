@@ -10,7 +10,8 @@
 struct member {
 	struct umbra_notifier *n; /* NULL: free */
 	uint64_t joined;          /* number of this membership, never used twice */
-	uint32_t in_flight;       /* callbacks running */
+	bool leaving;             /* no new callbacks; free once none is in flight */
+	uint32_t in_flight;       /* callbacks running: raised under lock, lowered without */
 };
 
 struct open_state {
@@ -23,6 +24,7 @@ struct umbra_chain {
 	void *lock;
 	/* under lock */
 	struct member members[UMBRA_CHAIN_MAX];
+	unsigned int used; /* members beyond were never taken */
 	uint64_t joins;
 	struct open_state sources[UMBRA_SOURCE_NR];
 };
@@ -75,24 +77,31 @@ void umbra_chain_destroy(struct umbra_chain *chain)
 static void round_get(struct umbra_chain *c, struct round *r)
 {
 	r->mask = 0;
-	for (unsigned int i = 0; i < UMBRA_CHAIN_MAX; i++) {
+	for (unsigned int i = 0; i < c->used; i++) {
 		struct member *m = &c->members[i];
 
-		if (!m->n)
+		if (!m->n || m->leaving)
 			continue;
-		m->in_flight++;
+		__atomic_fetch_add(&m->in_flight, 1, __ATOMIC_RELAXED);
 		r->n[i] = m->n;
 		r->joined[i] = m->joined;
 		r->mask |= 1U << i;
 	}
 }
 
-/* Lock held. A member with callbacks in flight is not replaced, so the place is still its own. */
+/* The members of @mask, lowest first. */
+#define for_each_member(i, mask)                                                                  \
+	for (uint32_t left_ = (mask), i = 0; left_ && (i = (uint32_t)__builtin_ctz(left_), true); \
+	     left_ &= left_ - 1)
+
+/*
+ * No lock needed: a member with callbacks in flight is not replaced, so the place is still its own.
+ * Partner of the release: the load in umbra_chain_unregister, after which the consumer may be gone.
+ */
 static void round_put(struct umbra_chain *c, const struct round *r)
 {
-	for (unsigned int i = 0; i < UMBRA_CHAIN_MAX; i++)
-		if (r->mask >> i & 1)
-			c->members[i].in_flight--;
+	for_each_member (i, r->mask)
+		__atomic_fetch_sub(&c->members[i].in_flight, 1, __ATOMIC_RELEASE);
 }
 
 static void count_begin(struct umbra_chain *c, const struct umbra_range *r)
@@ -154,7 +163,9 @@ int umbra_chain_register(struct umbra_chain *chain, struct umbra_notifier *n)
 	}
 	m->n = n;
 	m->joined = ++chain->joins;
-	m->in_flight = 0;
+	m->leaving = false;
+	if (m >= &chain->members[chain->used])
+		chain->used = (unsigned int)(m - chain->members) + 1;
 	unlock(chain);
 	return 0;
 }
@@ -166,10 +177,12 @@ void umbra_chain_unregister(struct umbra_chain *chain, struct umbra_notifier *n)
 	if (n->ops->release)
 		n->ops->release(n);
 	lock(chain);
-	for (unsigned int i = 0; i < UMBRA_CHAIN_MAX; i++)
+	for (unsigned int i = 0; i < chain->used; i++)
 		if (chain->members[i].n == n)
 			m = &chain->members[i];
-	while (m && m->in_flight) {
+	if (m)
+		m->leaving = true;
+	while (m && __atomic_load_n(&m->in_flight, __ATOMIC_ACQUIRE)) {
 		unlock(chain);
 		chain->os->relax();
 		lock(chain);
@@ -181,8 +194,8 @@ void umbra_chain_unregister(struct umbra_chain *chain, struct umbra_notifier *n)
 
 static void end_members(const struct round *round, const struct umbra_range *r, uint32_t mask)
 {
-	for (unsigned int i = 0; i < UMBRA_CHAIN_MAX; i++)
-		if ((round->mask & mask) >> i & 1 && round->n[i]->ops->invalidate_range_end)
+	for_each_member (i, round->mask & mask)
+		if (round->n[i]->ops->invalidate_range_end)
 			round->n[i]->ops->invalidate_range_end(round->n[i], r);
 }
 
@@ -199,8 +212,8 @@ static void roll_back(struct umbra_chain *chain, const struct umbra_range *r,
 	lock(chain);
 	count_end(chain, r);
 	round_get(chain, &now);
-	round_put(chain, started);
 	unlock(chain);
+	round_put(chain, started);
 	for (unsigned int i = 0; i < UMBRA_CHAIN_MAX; i++) {
 		const bool same =
 			(started->mask & now.mask) >> i & 1 && started->joined[i] == now.joined[i];
@@ -209,9 +222,7 @@ static void roll_back(struct umbra_chain *chain, const struct umbra_range *r,
 			mask |= 1U << i;
 	}
 	end_members(&now, r, mask);
-	lock(chain);
 	round_put(chain, &now);
-	unlock(chain);
 }
 
 int umbra_invalidate_start(struct umbra_chain *chain, const struct umbra_range *r)
@@ -225,15 +236,14 @@ int umbra_invalidate_start(struct umbra_chain *chain, const struct umbra_range *
 	round_get(chain, &round);
 	unlock(chain);
 
-	for (unsigned int i = 0; i < UMBRA_CHAIN_MAX && !rc; i++) {
+	for_each_member (i, round.mask) {
 		struct umbra_notifier *n = round.n[i];
 
-		if (!(round.mask >> i & 1))
-			continue;
 		if (n->ops->invalidate_range_start)
 			rc = n->ops->invalidate_range_start(n, r);
-		if (!rc)
-			told |= 1U << i;
+		if (rc)
+			break;
+		told |= 1U << i;
 	}
 	if (rc) {
 		if (r->flags & UMBRA_RANGE_FORCED)
@@ -241,9 +251,7 @@ int umbra_invalidate_start(struct umbra_chain *chain, const struct umbra_range *
 		roll_back(chain, r, &round, told);
 		return rc;
 	}
-	lock(chain);
 	round_put(chain, &round);
-	unlock(chain);
 	return 0;
 }
 
@@ -256,9 +264,7 @@ void umbra_invalidate_end(struct umbra_chain *chain, const struct umbra_range *r
 	round_get(chain, &round);
 	unlock(chain);
 	end_members(&round, r, UINT32_MAX);
-	lock(chain);
 	round_put(chain, &round);
-	unlock(chain);
 }
 
 enum young_op { YOUNG_CLEAR_FLUSH, YOUNG_CLEAR, YOUNG_TEST };
@@ -271,22 +277,17 @@ static bool young(struct umbra_chain *chain, struct hva_range r, enum young_op o
 	lock(chain);
 	round_get(chain, &round);
 	unlock(chain);
-	for (unsigned int i = 0; i < UMBRA_CHAIN_MAX; i++) {
-		const struct umbra_notifier_ops *ops;
+	for_each_member (i, round.mask) {
+		const struct umbra_notifier_ops *ops = round.n[i]->ops;
 		bool (*fn)(struct umbra_notifier * n, struct hva_range r);
 
-		if (!(round.mask >> i & 1))
-			continue;
-		ops = round.n[i]->ops;
 		fn = op == YOUNG_TEST    ? ops->test_young
 		     : op == YOUNG_CLEAR ? ops->clear_young
 					 : ops->clear_flush_young;
 		if (fn)
 			any |= fn(round.n[i], r); /* all are asked: each must clear its own */
 	}
-	lock(chain);
 	round_put(chain, &round);
-	unlock(chain);
 	return any;
 }
 
@@ -312,12 +313,10 @@ void umbra_release(struct umbra_chain *chain)
 	lock(chain);
 	round_get(chain, &round);
 	unlock(chain);
-	for (unsigned int i = 0; i < UMBRA_CHAIN_MAX; i++)
-		if (round.mask >> i & 1 && round.n[i]->ops->release)
+	for_each_member (i, round.mask)
+		if (round.n[i]->ops->release)
 			round.n[i]->ops->release(round.n[i]);
-	lock(chain);
 	round_put(chain, &round);
-	unlock(chain);
 }
 
 struct umbra_chain_counts umbra_chain_counts(struct umbra_chain *chain, enum umbra_source source)
