@@ -12,13 +12,16 @@ static void section(const char *title)
 	say("\n%u. %s\n", ++n, title);
 }
 
-static bool possible(int64_t ret, const char *what)
+/* @done: what the host then has done, as a sentence. */
+static bool possible(int64_t ret, const char *done)
 {
 	if (ret == -E_NOTSUP || ret == -E_INVAL) {
-		say("   %s is not possible with this memory: left out\n", what);
+		say("   not possible with this memory, left out: %s\n", done);
 		return false;
 	}
-	return check(ret >= 0, "the host did it (%ld)", ret);
+	if (ret < 0)
+		return check(false, "%s: error %ld", done, -ret);
+	return check(true, "%s", done);
 }
 
 static uint64_t leaves(struct range r, uint64_t *big)
@@ -57,7 +60,8 @@ static void discard(struct range r)
 	struct range before = { r.at, r.len / 2 };
 
 	section("Discard: the host drops pages while the guest holds translations of them");
-	if (!possible(host(GUEST_CALL_DISCARD, gone.at, gone.len), "a discard"))
+	if (!possible(host(GUEST_CALL_DISCARD, gone.at, gone.len),
+		      "the host dropped a page in the middle"))
 		return;
 	check(nonzero_words(gone) == 0, "what was discarded reads zero, not its old contents");
 	check(wrong_words(before, 1) == 0, "what lies before it is unchanged");
@@ -71,7 +75,7 @@ static void protect(struct range r)
 
 	section("Protect: the host takes write permission away");
 	before = (uint64_t)host(GUEST_CALL_PROTECT_HITS, 0, 0);
-	if (!possible(host(GUEST_CALL_PROTECT, r.at, r.len), "protection"))
+	if (!possible(host(GUEST_CALL_PROTECT, r.at, r.len), "the host made all of it read-only"))
 		return;
 	check(wrong_words(r, 1) == 0, "the guest can still read");
 	fill(r, 2);
@@ -84,7 +88,8 @@ static void protect(struct range r)
 static void remap(struct range r)
 {
 	section("Remap: the host moves the memory away and back");
-	if (!possible(host(GUEST_CALL_REMAP, r.at, r.len), "remapping"))
+	if (!possible(host(GUEST_CALL_REMAP, r.at, r.len),
+		      "the host moved it to another address and back"))
 		return;
 	check(wrong_words(r, 2) == 0, "contents moved along");
 }
@@ -95,7 +100,7 @@ static void split_collapse(struct range r)
 
 	section("Collapse and split: 4K pages become one of 2M and come apart again");
 	fill(r, 3);
-	if (possible(host(GUEST_CALL_COLLAPSE, r.at, r.len), "collapsing to 2M")) {
+	if (possible(host(GUEST_CALL_COLLAPSE, r.at, r.len), "the host made one 2M page of it")) {
 		check(wrong_words(r, 3) == 0, "contents unchanged by the collapse");
 		fill(r, 4);
 		small = leaves(r, &big);
@@ -105,7 +110,7 @@ static void split_collapse(struct range r)
 	} else {
 		fill(r, 4);
 	}
-	if (possible(host(GUEST_CALL_SPLIT, r.at, r.len), "splitting")) {
+	if (possible(host(GUEST_CALL_SPLIT, r.at, r.len), "the host maps it by 4K again")) {
 		check(wrong_words(r, 4) == 0, "contents unchanged by the split");
 		fill(r, 5);
 		small = leaves(r, &big);
@@ -129,7 +134,7 @@ static void swap(struct range r)
 	}
 	fill(r, 6);
 	ret = host(GUEST_CALL_SWAPOUT, r.at, r.len);
-	if (!possible(ret, "swapping out"))
+	if (!possible(ret, "the host swapped it out"))
 		return;
 	say("   %ld of %lu pages left memory\n", ret, r.len / PAGE);
 	check(wrong_words(r, 6) == 0, "they came back with their contents");
@@ -145,7 +150,7 @@ static void fork_cow(struct range r)
 	fill(r, 7);
 	old = sum(r);
 	child = host(GUEST_CALL_FORK, r.at, r.len);
-	if (!possible(child, "a fork"))
+	if (!possible(child, "the host process forked"))
 		return;
 	store(r.at, 0);
 	new = sum(r);
@@ -223,7 +228,8 @@ static void accessed_dirty(struct range r)
 		pages = 512;
 	fill((struct range){ r.at, pages * PAGE }, 8);
 	small = leaves(r, &big);
-	if (!possible(host(GUEST_CALL_LOG_RESET, r.at, pages * PAGE), "the log"))
+	if (!possible(host(GUEST_CALL_LOG_RESET, r.at, pages * PAGE),
+		      "the host forgot what was used so far"))
 		return;
 	for (uint64_t i = 0; i < pages; i += 3)
 		load(r.at + i * PAGE);
@@ -231,7 +237,7 @@ static void accessed_dirty(struct range r)
 		store(r.at + i * PAGE, i);
 	words = (pages + 63) / 64;
 	if (!possible(host_call(GUEST_CALL_LOG_READ, r.at, pages * PAGE, (uint64_t)told, NULL),
-		      "the log"))
+		      "the host told what was used since"))
 		return;
 	__asm__ __volatile__("" : "+m"(told));
 	for (uint64_t i = 0; i < pages; i++) {
@@ -261,9 +267,10 @@ void guest_main(void)
 	say("Umbra tour: %lu MiB, %u vCPUs, %s %s pages%s\n", guest_boot->memory >> 20,
 	    guest_boot->vcpus, guest_boot->backing ? "memfd" : "anonymous",
 	    kinds[guest_boot->page_kind % 3], chaotic() ? ", under chaos" : "");
-	say("This guest runs in ring 3 on page tables that Umbra made. The processor walks them: an\n"
-	    "address without an entry faults to Umbra, which asks the host for the page and installs\n"
-	    "it; before the host changes a page, Umbra takes the entry away from every vCPU.\n");
+	/* a say() holds one or two lines */
+	say("This guest runs in ring 3 on page tables that Umbra made. The processor walks them:\n");
+	say("an address without an entry faults to Umbra, which asks the host for the page and\n");
+	say("installs it; before the host changes a page, Umbra takes the entry from every vCPU.\n");
 	first_touch(r);
 	discard(r);
 	protect(r);
