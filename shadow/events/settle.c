@@ -184,22 +184,21 @@ static bool is_io_worker(int fd)
 }
 
 /*
- * An io_uring worker does the madvise of a ring. What its "system call" says is its creator's, and
- * it takes no signals; but it waits for work in an interruptible sleep, and never sleeps so inside
- * madvise.
+ * An io_uring worker does the madvise of a ring. What its "system call" says is its creator's, and it takes no signals. And in a
+ * process that gave up its rights nobody may look at system calls. There the state must do: madvise waits for its event, for locks
+ * and for pages uninterruptibly, so a thread in an interruptible sleep is not in it.
  */
 static void watch_task(const struct settle *s, struct settle_thread *t)
 {
 	const int stat_fd = open_task(s, t->tid, "stat");
 
 	t->io_worker = stat_fd >= 0 && is_io_worker(stat_fd);
-	if (t->io_worker) {
+	t->fd = t->io_worker ? -1 : open_task(s, t->tid, "syscall");
+	t->by_state = t->fd < 0;
+	if (t->by_state)
 		t->fd = stat_fd;
-		return;
-	}
-	if (stat_fd >= 0)
+	else if (stat_fd >= 0)
 		close(stat_fd);
-	t->fd = open_task(s, t->tid, "syscall");
 }
 
 static void forget_task(struct settle_thread *t)
@@ -286,7 +285,7 @@ static enum sight look(const struct settle_thread *t)
 	if (got <= 0)
 		return got < 0 && errno == ESRCH ? SIGHT_GONE : SIGHT_UNKNOWN;
 	buf[got] = 0;
-	if (t->io_worker) {
+	if (t->by_state) {
 		p = stat_fields(buf);
 		return p && *p == 'S' ? SIGHT_ELSEWHERE : SIGHT_UNKNOWN;
 	}

@@ -22,7 +22,7 @@ struct settle_thread {
 	int tid;
 	int fd; /* /proc/self/task/TID/syscall, or stat of an io_uring worker; -1: cannot be opened
 		 */
-	bool io_worker;
+	bool io_worker, by_state; /* takes no signals; @fd is stat */
 	bool listed;
 	uint64_t
 		quiet; /* newest epoch after which it was seen outside of every call begun before */
