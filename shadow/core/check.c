@@ -224,7 +224,8 @@ unsigned int umbra_check(struct umbra_mmu *mmu, void (*report)(void *arg, const 
 	check_retired(&c, &mmu->cleared, TABLE_CLEARED);
 	for (uint32_t i = mmu->unlinked.head; i != NO_TABLE; i = mmu->tables[i].next)
 		c.tables += hanging(mmu, i);
-	expect(&c, c.tables + mmu->in_transit == mmu->stats.tables, "I9: tables counted wrong, found", c.tables);
+	expect(&c, c.tables + mmu->in_transit == mmu->stats.tables,
+	       "I9: tables counted wrong, found", c.tables);
 	for (unsigned int i = 0; i < UMBRA_SOURCE_NR; i++)
 		expect(&c, mmu->sources[i].ended <= mmu->sources[i].begun,
 		       "I10: more ends than starts, source", i);

@@ -81,7 +81,7 @@ struct umbra_mmu {
 	struct table *tables;
 	struct umbra_root *roots;
 	struct table_list unlinked, cleared;
-	uint64_t in_transit; /* tables that a collapse holds, on no list */
+	uint64_t in_transit;  /* tables that a collapse holds, on no list */
 	uint64_t queued;      /* flush entries since the last post */
 	uint64_t last_ticket; /* given by the newest post */
 	uint64_t waited;      /* atomic: all up to here is known to be out of use */

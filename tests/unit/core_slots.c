@@ -264,7 +264,9 @@ Test(log, reports_exactly_what_was_touched_and_written_over_zaps_and_twice)
 	for (int round = 0; round < 3; round++) {
 		for (uint64_t g = 0; g < 4096; g++)
 			if (g % 5 == 0 || g % 7 == 0)
-				cr_assert_eq(fake_access(f, (unsigned int)(g % 3), g, g % 7 == 0, NULL), 0);
+				cr_assert_eq(
+					fake_access(f, (unsigned int)(g % 3), g, g % 7 == 0, NULL),
+					0);
 		/* some leaves are gone before the collect: one by one, by table, and all */
 		if (round == 0)
 			umbra_zap(f->mmu, (struct gfn_range){ { 100 }, { 1300 } });
