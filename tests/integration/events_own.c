@@ -278,10 +278,16 @@ Test(own, d26_collapse_moves_all_frames_and_gives_2m_back)
 {
 	char *p = touched(2 * HUGE);
 	const uint64_t pfn = host_pfn(&h, p + 5 * PAGE);
+	int err = -EAGAIN;
 
-	mark();
-	if (advise(p, HUGE, MADV_COLLAPSE))
-		cr_skip_test("the host does not collapse");
+	cr_assert(!advise(p, 2 * HUGE, MADV_HUGEPAGE));
+	/* the kernel gives up on the least disturbance, and says so */
+	for (int i = 0; i < 200 && (err == -EAGAIN || err == -EBUSY); i++) {
+		mark();
+		err = advise(p, HUGE, MADV_COLLAPSE);
+	}
+	if (err)
+		cr_skip_test("the host does not collapse: %s", strerror(-err));
 	cr_assert_eq(since(), 1);
 	cr_assert_eq(host_leaves(&h, p, 2 * HUGE), 512);
 	cr_assert_neq(host_pfn(&h, p + 5 * PAGE), pfn);
@@ -461,7 +467,7 @@ Test(own, d38_mremap_grow_in_place_drops_nothing_shrink_drops_the_tail)
 	sound();
 }
 
-Test(own, d43_d44_d45_reading_the_kernels_tables_changes_nothing)
+Test(own, d45_reading_the_kernels_tables_changes_nothing)
 {
 	char *p = touched(HUGE);
 	unsigned char resident[512];

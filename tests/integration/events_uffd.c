@@ -560,15 +560,21 @@ Test(uffd, a_reader_that_is_not_there_is_said)
 	cr_assert_eq(umbra_uffd_drain(uffd), -ESRCH);
 }
 
-Test(uffd, a_passed_descriptor_is_used_and_not_closed)
+static int descriptor(void)
 {
-	struct umbra_uffd_config config = { .own = h.own };
-	struct umbra_uffd_tried tried;
-	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	const int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 
 	if (fd < 0)
 		cr_skip_test("no userfaultfd for kernel faults here");
-	config.fd = fd;
+	return fd;
+}
+
+Test(uffd, a_passed_descriptor_is_used_and_not_closed)
+{
+	const int fd = descriptor();
+	struct umbra_uffd_config config = { .own = h.own, .fd = fd };
+	struct umbra_uffd_tried tried;
+
 	cr_assert(!umbra_uffd_open(&uffd, h.chain, &config, &tried));
 	cr_assert_eq(umbra_uffd_fd(uffd), fd);
 	cr_assert_eq(tried.passed_fd, 0);
@@ -581,12 +587,9 @@ Test(uffd, a_passed_descriptor_is_used_and_not_closed)
 
 Test(uffd, a_passed_descriptor_serves_without_any_right)
 {
-	struct umbra_uffd_config config = { .own = h.own, .fault = on_fault };
+	struct umbra_uffd_config config = { .own = h.own, .fault = on_fault, .fd = descriptor() };
 	char *p;
 
-	config.fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-	if (config.fd < 0)
-		cr_skip_test("no userfaultfd for kernel faults here");
 	if (geteuid() || setresuid(65534, 65534, 65534))
 		cr_skip_test("not root: there is no right to give up");
 	cr_assert(!umbra_uffd_open(&uffd, h.chain, &config, NULL));
