@@ -142,7 +142,8 @@ void umbra_chain_destroy(struct umbra_chain *chain);
  * umbra_chain_register - add a consumer. If invalidations are open, it is told of them (one start
  * for each, over the union of what is open) before this returns, so that its counts balance.
  * Context: any thread, not from a callback.
- * Returns: 0, -ENOSPC, -EALREADY, -EAGAIN when the consumer refused an open range (try again).
+ * Its start callbacks then run under the chain's lock: they must not call the chain.
+ * Returns: 0, -ENOSPC, -EALREADY.
  * Pairs with: umbra_chain_unregister().
  */
 int umbra_chain_register(struct umbra_chain *chain, struct umbra_notifier *n);

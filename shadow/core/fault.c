@@ -66,6 +66,14 @@ static enum umbra_fault_result found(struct umbra_fault *f, const struct spte_it
  */
 static enum umbra_fault_result drop_wrong_leaf(struct umbra_mmu *mmu, struct spte_iter *it)
 {
+	const struct slot *s = slot_of_gfn(mmu, it->gfn);
+	const struct umbra_range r = {
+		.hull = leaf_hva(s, it->gfn, it->level),
+		.cause = UMBRA_CAUSE_COW,
+		.source = UMBRA_SOURCE_CORE,
+	};
+
+	pin_lose(mmu, &r);
 	map_drop_leaf(mmu, it);
 	mmu->stats.retried_seq++;
 	return UMBRA_FAULT_RETRY;
@@ -76,11 +84,13 @@ static enum umbra_fault_result upgrade(struct umbra_mmu *mmu, struct spte_iter *
 				       const struct umbra_resolved *res, struct umbra_fault *f)
 {
 	const uint64_t recorded = map_recorded_pfn(mmu, it);
+	uint64_t now = res->host_pfn;
 
 	if (it->level > res->level)
 		return drop_wrong_leaf(mmu, it);
-	if (it->level == res->level && recorded != UMBRA_HOST_PFN_UNKNOWN &&
-	    res->host_pfn != UMBRA_HOST_PFN_UNKNOWN && recorded != res->host_pfn)
+	if (it->level < res->level && now != UMBRA_HOST_PFN_UNKNOWN)
+		now += it->gfn & (UMBRA_HUGE_PAGES - 1);
+	if (recorded != UMBRA_HOST_PFN_UNKNOWN && now != UMBRA_HOST_PFN_UNKNOWN && recorded != now)
 		return drop_wrong_leaf(mmu, it);
 	if (!spte_change(mmu, it, it->old | SPTE_WRITABLE))
 		mmu->os->bug("I4: a leaf changed under the lock");

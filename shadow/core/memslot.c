@@ -191,6 +191,7 @@ int umbra_memslot_add(struct umbra_mmu *mmu, const struct umbra_memslot *slot)
 		}
 	}
 	if (!rc) {
+		s.serial = ++mmu->slot_serial;
 		slots_insert(mmu, &s);
 		slots_changed(mmu);
 	}
@@ -211,35 +212,38 @@ static struct umbra_range slot_range(const struct slot *s)
 /*
  * Opens a bracket over slot @id, drops its leaves in all roots and waits until none is in use. Lock
  * held before and after, dropped between. On success the bracket @r is still open and the slot is
- * there.
+ * the one it was when the bracket was opened.
  */
 static int slot_quiesce(struct umbra_mmu *mmu, uint32_t id, struct umbra_range *r)
 {
-	struct slot *s = slot_of_id(mmu, id);
-	struct zapped zapped = { 0, 0 };
-	struct gfn_range g;
-	uint64_t ticket;
+	for (;;) {
+		struct slot *s = slot_of_id(mmu, id);
+		struct zapped zapped = { 0, 0 };
+		uint64_t ticket, serial;
+		struct gfn_range g;
 
-	if (!s)
-		return -ENOENT;
-	g = (struct gfn_range){ s->pub.gfn, { s->pub.gfn.v + s->pub.npages } };
-	if (pin_in_gfns(mmu, g))
-		return -EBUSY;
-	*r = slot_range(s);
-	for (struct umbra_root *root = mmu->roots; root; root = root->next)
-		map_zap(root, g, &zapped);
-	inv_begin(mmu, r, &zapped);
-	ticket = flush_post(mmu);
-	mmu_unlock(mmu);
-	flush_wait(mmu, ticket, true);
-	mmu_lock(mmu);
-	tables_drain(mmu); /* the last bits go to the log while the slot is where they belong */
-	s = slot_of_id(mmu, id);
-	if (!s || s->pub.gfn.v != g.start.v) {
+		if (!s)
+			return -ENOENT;
+		serial = s->serial;
+		g = (struct gfn_range){ s->pub.gfn, { s->pub.gfn.v + s->pub.npages } };
+		if (pin_in_gfns(mmu, g))
+			return -EBUSY;
+		*r = slot_range(s);
+		for (struct umbra_root *root = mmu->roots; root; root = root->next)
+			map_zap(root, g, &zapped);
+		inv_begin(mmu, r, &zapped);
+		ticket = flush_post(mmu);
+		mmu_unlock(mmu);
+		flush_wait(mmu, ticket, true);
+		mmu_lock(mmu);
+		/* the last bits go to the log while the slot is where they belong */
+		tables_drain(mmu);
+		s = slot_of_id(mmu, id);
+		if (s && s->serial == serial && s->pub.gfn.v == g.start.v)
+			return 0;
+		/* another thread moved it, or removed it and perhaps added another of this id: look again */
 		inv_finish(mmu, r);
-		return -ENOENT; /* another thread was faster */
 	}
-	return 0;
 }
 
 int umbra_memslot_remove(struct umbra_mmu *mmu, uint32_t id)

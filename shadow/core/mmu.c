@@ -104,6 +104,11 @@ void umbra_root_destroy(struct umbra_root *root)
 	uint64_t *entries;
 
 	mmu_lock(mmu);
+	while (mmu->collapsing) {
+		mmu_unlock(mmu);
+		mmu->os->relax();
+		mmu_lock(mmu);
+	}
 	while (*pp != root)
 		pp = &(*pp)->next;
 	*pp = root->next;

@@ -43,6 +43,7 @@ struct table_list {
 
 struct slot {
 	struct umbra_memslot pub;
+	uint64_t serial;                    /* of this addition, never used twice: an id may be */
 	uint64_t *log_accessed, *log_dirty; /* UMBRA_SLOT_LOG: bits of dropped leaves */
 };
 
@@ -90,7 +91,8 @@ struct umbra_mmu {
 	struct slot *slots;
 	struct slot_by_hva *by_hva;
 	uint32_t nslots, slots_cap;
-	uint64_t slots_gen;
+	uint64_t slots_gen, slot_serial;
+	uint32_t collapsing; /* umbra_collapse calls that walk the list of roots */
 
 	struct source_state sources[UMBRA_SOURCE_NR]; /* stores are atomic: the open hint reads
 							 without the lock */
@@ -140,6 +142,9 @@ uint32_t spte_child(const struct umbra_mmu *mmu, uint64_t entry);
 
 /* Down to the entry of @gfn at @level, or to the first absent or leaf entry above it. */
 void walk_to(struct umbra_root *root, uint64_t gfn, unsigned int level, struct spte_iter *it);
+
+/* The first 2M block at or after @gfn, and before @limit, that has a table of 4K leaves; or UINT64_MAX. */
+uint64_t walk_next_table(struct umbra_root *root, uint64_t gfn, uint64_t limit);
 
 /*
  * Every leaf that meets [start, end), ascending, absent subtrees skipped. A non-zero return of @fn

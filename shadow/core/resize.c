@@ -226,14 +226,25 @@ out:
 
 int64_t umbra_collapse(struct umbra_mmu *mmu, struct gfn_range r)
 {
+	const uint64_t mask = UMBRA_HUGE_PAGES - 1;
+	const uint64_t limit = (r.end.v < GFN_LIMIT ? r.end.v : GFN_LIMIT) & ~mask;
 	int64_t done = 0;
-	uint64_t gfn = (r.start.v + UMBRA_HUGE_PAGES - 1) & ~(UMBRA_HUGE_PAGES - 1);
 
-	if (r.end.v > GFN_LIMIT)
-		r.end.v = GFN_LIMIT;
-	/* roots are only added and removed when nothing else runs on them: the list may be read */
-	for (; gfn + UMBRA_HUGE_PAGES <= r.end.v; gfn += UMBRA_HUGE_PAGES)
-		for (struct umbra_root *root = mmu->roots; root; root = root->next)
+	if (r.start.v >= limit)
+		return 0;
+	mmu_lock(mmu);
+	mmu->collapsing++; /* keeps the roots */
+	for (struct umbra_root *root = mmu->roots; root; root = root->next) {
+		uint64_t gfn = (r.start.v + mask) & ~mask;
+
+		while ((gfn = walk_next_table(root, gfn, limit)) != UINT64_MAX) {
+			mmu_unlock(mmu);
 			done += collapse_block(root, gfn);
+			mmu_lock(mmu);
+			gfn += UMBRA_HUGE_PAGES;
+		}
+	}
+	mmu->collapsing--;
+	mmu_unlock(mmu);
 	return done;
 }

@@ -3,7 +3,35 @@
  * hva. */
 #include "private.h"
 
-/* Slots are few and change rarely: insertion sort, stable and without recursion. */
+/* Restores the heap (greatest start on top) of @v[0..n) below @i. */
+static void sift_down(struct slot_by_hva *v, uint32_t i, uint32_t n)
+{
+	const struct slot_by_hva moving = v[i];
+
+	for (uint32_t child; (child = 2 * i + 1) < n; i = child) {
+		if (child + 1 < n && v[child + 1].start > v[child].start)
+			child++;
+		if (v[child].start <= moving.start)
+			break;
+		v[i] = v[child];
+	}
+	v[i] = moving;
+}
+
+/* Heap sort: no recursion, no memory, and no order of slots that makes it slow. */
+static void sort_by_hva(struct slot_by_hva *v, uint32_t n)
+{
+	for (uint32_t i = n / 2; i-- > 0;)
+		sift_down(v, i, n);
+	while (n > 1) {
+		const struct slot_by_hva greatest = v[0];
+
+		v[0] = v[--n];
+		v[n] = greatest;
+		sift_down(v, 0, n);
+	}
+}
+
 void rmap_rebuild(struct umbra_mmu *mmu)
 {
 	struct slot_by_hva *v = mmu->by_hva;
@@ -11,17 +39,14 @@ void rmap_rebuild(struct umbra_mmu *mmu)
 
 	for (uint32_t i = 0; i < mmu->nslots; i++) {
 		const struct umbra_memslot *s = &mmu->slots[i].pub;
-		const struct slot_by_hva key = {
+
+		v[i] = (struct slot_by_hva){
 			.start = s->hva.v,
 			.end = s->hva.v + (s->npages << UMBRA_PAGE_SHIFT),
 			.index = i,
 		};
-		uint32_t j = i;
-
-		for (; j > 0 && v[j - 1].start > key.start; j--)
-			v[j] = v[j - 1];
-		v[j] = key;
 	}
+	sort_by_hva(v, mmu->nslots);
 	for (uint32_t i = 0; i < mmu->nslots; i++) {
 		if (v[i].end > max_end)
 			max_end = v[i].end;

@@ -228,11 +228,12 @@ void tables_drain(struct umbra_mmu *mmu)
 		uint64_t ticket;
 
 		tables_settle(mmu, UINT64_MAX);
-		if (!mmu->unlinked.count && !mmu->cleared.count)
+		if (!mmu->unlinked.count && !mmu->cleared.count && !mmu->in_transit)
 			return;
 		ticket = mmu->last_ticket;
 		mmu_unlock(mmu);
 		flush_wait(mmu, ticket, true);
+		mmu->os->relax(); /* a collapse may hold a table: it waits for vCPUs only */
 		mmu_lock(mmu);
 	}
 }

@@ -84,6 +84,18 @@ int walk_leaves(struct umbra_root *root, struct gfn_range r,
 	return walk_table(&w, root->table, UMBRA_LEVEL_512G, 0);
 }
 
+uint64_t walk_next_table(struct umbra_root *root, uint64_t gfn, uint64_t limit)
+{
+	struct spte_iter it;
+
+	for (; gfn < limit; gfn = it.gfn + spte_span(it.level)) {
+		walk_to(root, gfn, UMBRA_LEVEL_2M, &it);
+		if (it.level == UMBRA_LEVEL_2M && spte_is_table(it.old, UMBRA_LEVEL_2M))
+			return it.gfn;
+	}
+	return UINT64_MAX;
+}
+
 int umbra_lookup(struct umbra_root *root, gpa_t gpa, struct umbra_translation *t)
 {
 	const struct umbra_mmu *mmu = root->mmu;

@@ -122,7 +122,12 @@ static int flush_wait(void *ctx, uint64_t ticket, bool may_wait)
 {
 	struct fake *f = ctx;
 
+	void (*hook)(struct fake *) = f->in_flush_wait;
+
 	f->flush_waits++;
+	f->in_flush_wait = NULL;
+	if (hook)
+		hook(f);
 	if (f->done >= ticket)
 		return 0;
 	if (f->in_guest && !may_wait)

@@ -55,6 +55,8 @@ struct fake {
 	/* called inside resolve, once, with the mmu unlocked */
 	void (*in_resolve)(struct fake *f, void *arg);
 	void *in_resolve_arg;
+	/* called inside flush_wait, once, with the mmu unlocked: what another thread may do then */
+	void (*in_flush_wait)(struct fake *f);
 	int resolve_error;
 	uint64_t resolves, pins_lost;
 };
