@@ -2,6 +2,7 @@
 /* Own calls: plan, start, the system call, end. */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -20,6 +21,7 @@ int umbra_own_create(struct umbra_own **out, struct umbra_chain *chain, struct u
 	own_tid_init();
 	own->chain = chain;
 	own->map = map;
+	own->regions_gen = 1;
 	pthread_mutex_init(&own->regions_lock, NULL);
 	*out = own;
 	return 0;
@@ -228,6 +230,9 @@ int umbra_madvise(struct umbra_own *own, struct hva_range r, int advice)
 		err = bracket_start(own, &plan, raises_remove(advice) ? r : (struct hva_range){ 0 },
 				    &b);
 	if (!err) {
+		/* Too early rather than too late: a fork must not come between. */
+		if (advice == MADV_DOFORK)
+			region_set_dontfork(own, r, false);
 		if (moves)
 			shift_begin(own);
 		err = call_planned(&plan, r, advice);
@@ -235,8 +240,8 @@ int umbra_madvise(struct umbra_own *own, struct hva_range r, int advice)
 			shift_end(own);
 		else if (plan.cause != UMBRA_CAUSE_UNKNOWN && shifted(own, before))
 			repair(own, r, &plan);
-		if (!err && forks)
-			region_set_dontfork(own, r, advice == MADV_DONTFORK);
+		if (!err && advice == MADV_DONTFORK)
+			region_set_dontfork(own, r, true);
 		bracket_end(own, &b, err);
 	}
 	plan_fini(&plan);
@@ -397,10 +402,23 @@ static int plan_mremap(struct hva_range from, uint64_t new_len, int flags, hva_t
 	return err;
 }
 
+/* Of length 0, mremap maps the same bytes once more. */
+static void moved(struct umbra_own *own, struct hva_range from, struct hva_range to, int flags)
+{
+	const struct hva_range now = hva_range_widen(to);
+	bool stays = flags & MREMAP_DONTUNMAP;
+
+	if (!len_of(from)) {
+		from.end.v = from.start.v + (to.end.v - to.start.v);
+		stays = true;
+	}
+	region_move(own, hva_range_widen(from), now, stays);
+}
+
 int umbra_mremap(struct umbra_own *own, struct hva_range from, uint64_t new_len, int flags,
 		 hva_t to, hva_t *result)
 {
-	const bool in_place = !(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP));
+	const bool in_place = len_of(from) && !(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP));
 	hva_t now = from.start;
 	struct plan plan;
 	struct bracket b;
@@ -424,15 +442,15 @@ int umbra_mremap(struct umbra_own *own, struct hva_range from, uint64_t new_len,
 	shift_begin(own);
 	err = call_mremap(from, new_len, flags, to, &now);
 	shift_end(own);
-	if (!err && (now.v != from.start.v || new_len != len_of(from)))
-		region_move(own, from, (struct hva_range){ now, { now.v + new_len } });
+	if (!err)
+		moved(own, from, (struct hva_range){ now, { now.v + new_len } }, flags);
 	bracket_end(own, &b, err);
 	if (!err)
 		*result = now;
 	return err;
 out:
 	if (!err) {
-		region_move(own, from, (struct hva_range){ now, { now.v + new_len } });
+		moved(own, from, (struct hva_range){ now, { now.v + new_len } }, flags);
 		*result = now;
 	}
 	return err;
@@ -440,55 +458,95 @@ out:
 
 /* ---- files ---------------------------------------------------------------------------------- */
 
-static int with_plan(struct umbra_own *own, struct plan *plan, int fd, int mode, uint64_t offset,
-		     uint64_t len)
-{
-	struct bracket b;
-	int err = bracket_start(own, plan, (struct hva_range){ 0 }, &b);
+/* @mode of a call that is ftruncate. */
+#define MODE_TRUNCATE (-1)
 
-	if (!err) {
-		if (mode < 0)
-			err = ftruncate(fd, (off_t)len) ? -errno : 0;
-		else
-			err = fallocate(fd, mode, (off_t)offset, (off_t)len) ? -errno : 0;
-		bracket_end(own, &b, err);
+static int plan_file(struct umbra_own *own, int fd, int mode, uint64_t offset, uint64_t len,
+		     struct plan *plan)
+{
+	const uint64_t end = offset + len < offset ? ~0ULL : offset + len;
+	struct stat st;
+
+	plan_init(plan, UMBRA_CAUSE_REMOVE, true);
+	if (mode == MODE_TRUNCATE)
+		return !fstat(fd, &st) && len < (uint64_t)st.st_size
+			       ? region_plan_file(own, fd, len, ~0ULL, plan)
+			       : 0;
+	if (mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
+		return region_plan_file(own, fd, offset, end, plan);
+	if (mode & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE))
+		return region_plan_file(own, fd, offset & ~(UMBRA_PAGE_SIZE - 1), ~0ULL, plan);
+	return 0;
+}
+
+/* The regions changed while the call was made: what lies where the file is now may be old. */
+static void announce(struct umbra_own *own, const struct plan *plan)
+{
+	struct umbra_range range;
+
+	if (!plan->nr)
+		return;
+	range = plan_range(plan);
+	range.flags |= UMBRA_RANGE_FORCED;
+	umbra_invalidate_start(own->chain, &range);
+	umbra_invalidate_end(own->chain, &range);
+}
+
+/* Everything, when there is no memory to say what. */
+static void announce_all(struct umbra_own *own, enum umbra_cause cause, bool relocates)
+{
+	struct plan plan;
+
+	plan_init(&plan, cause, relocates);
+	plan_add(&plan, (struct hva_range){ { 0 }, { ~0ULL & ~(UMBRA_PAGE_SIZE - 1) } });
+	announce(own, &plan);
+}
+
+static int call_file(struct umbra_own *own, int fd, int mode, uint64_t offset, uint64_t len)
+{
+	struct plan plan, now;
+	struct bracket b;
+	int err;
+
+	/* Each turn means that another thread's call came through. */
+	for (;;) {
+		err = plan_file(own, fd, mode, offset, len, &plan);
+		if (!err)
+			err = bracket_start(own, &plan, (struct hva_range){ 0 }, &b);
+		if (err) {
+			plan_fini(&plan);
+			return err;
+		}
+		if (!plan.gen || region_plan_holds(own, &plan))
+			break;
+		bracket_end(own, &b, 0);
+		plan_fini(&plan);
 	}
-	plan_fini(plan);
+	if (mode == MODE_TRUNCATE)
+		err = ftruncate(fd, (off_t)len) ? -errno : 0;
+	else
+		err = fallocate(fd, mode, (off_t)offset, (off_t)len) ? -errno : 0;
+	if (plan.gen && !region_plan_holds(own, &plan)) {
+		plan_init(&now, UMBRA_CAUSE_REMOVE, true);
+		if (region_plan_file(own, fd, 0, ~0ULL, &now))
+			announce_all(own, UMBRA_CAUSE_REMOVE, true);
+		else
+			announce(own, &now);
+		plan_fini(&now);
+	}
+	bracket_end(own, &b, err);
+	plan_fini(&plan);
 	return err;
 }
 
 int umbra_fallocate(struct umbra_own *own, int fd, int mode, uint64_t offset, uint64_t len)
 {
-	const uint64_t end = offset + len < offset ? ~0ULL : offset + len;
-	struct plan plan;
-	int err = 0;
-
-	plan_init(&plan, UMBRA_CAUSE_REMOVE, true);
-	if (mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
-		err = region_plan_file(own, fd, offset, end, &plan);
-	else if (mode & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE))
-		err = region_plan_file(own, fd, offset & ~(UMBRA_PAGE_SIZE - 1), ~0ULL, &plan);
-	if (err) {
-		plan_fini(&plan);
-		return err;
-	}
-	return with_plan(own, &plan, fd, mode, offset, len);
+	return call_file(own, fd, mode < 0 ? INT_MAX : mode, offset, len);
 }
 
 int umbra_ftruncate(struct umbra_own *own, int fd, uint64_t len)
 {
-	struct plan plan;
-	struct stat st;
-	int err = 0;
-
-	plan_init(&plan, UMBRA_CAUSE_REMOVE, true);
-	if (!fstat(fd, &st) && len < (uint64_t)st.st_size)
-		err = region_plan_file(own, fd, len, ~0ULL, &plan);
-	if (err) {
-		plan_fini(&plan);
-		return err;
-	}
-	return with_plan(own, &plan, fd, -1, 0, len);
+	return call_file(own, fd, MODE_TRUNCATE, 0, len);
 }
 
 /* ---- fork -------------------------------------------------------------------------------------
@@ -496,18 +554,24 @@ int umbra_ftruncate(struct umbra_own *own, int fd, uint64_t len)
 
 pid_t umbra_fork(struct umbra_own *own)
 {
-	struct plan plan;
+	struct plan plan, now;
 	struct bracket b;
 	pid_t pid;
 	int err;
 
-	plan_init(&plan, UMBRA_CAUSE_FORK, false);
-	err = region_plan_fork(own, &plan);
-	if (!err)
-		err = bracket_start(own, &plan, (struct hva_range){ 0 }, &b);
-	if (err) {
+	for (;;) {
+		plan_init(&plan, UMBRA_CAUSE_FORK, false);
+		err = region_plan_fork(own, &plan);
+		if (!err)
+			err = bracket_start(own, &plan, (struct hva_range){ 0 }, &b);
+		if (err) {
+			plan_fini(&plan);
+			return err;
+		}
+		if (region_plan_holds(own, &plan))
+			break;
+		bracket_end(own, &b, 0);
 		plan_fini(&plan);
-		return err;
 	}
 	shift_begin(own);
 	pid = fork();
@@ -517,6 +581,14 @@ pid_t umbra_fork(struct umbra_own *own)
 	 * the MMU. */
 	if (!pid)
 		return 0;
+	if (!region_plan_holds(own, &plan)) {
+		plan_init(&now, UMBRA_CAUSE_FORK, false);
+		if (region_plan_fork(own, &now))
+			announce_all(own, UMBRA_CAUSE_FORK, false);
+		else
+			announce(own, &now);
+		plan_fini(&now);
+	}
 	bracket_end(own, &b, err);
 	plan_fini(&plan);
 	return err ? err : pid;

@@ -47,6 +47,7 @@ struct umbra_own {
 	pthread_mutex_t regions_lock; /* innermost: never held over a call or a bracket */
 	struct own_region *regions;   /* sorted by hva, disjoint */
 	uint32_t nregions, regions_cap;
+	uint64_t regions_gen; /* grows with every change of a region */
 };
 
 /*
@@ -59,6 +60,7 @@ struct plan {
 	uint32_t nr, cap;
 	enum umbra_cause cause;
 	bool relocates;
+	uint64_t gen; /* the regions' generation it was made from, if it was */
 	struct hva_range few[PLAN_INLINE];
 };
 
@@ -77,6 +79,8 @@ int region_plan_file(struct umbra_own *own, int fd, uint64_t start, uint64_t end
 		     struct plan *plan);
 /* Private regions that fork would make copy-on-write. */
 int region_plan_fork(struct umbra_own *own, struct plan *plan);
+/* Are the regions still those that either of the two made @plan from? */
+bool region_plan_holds(struct umbra_own *own, const struct plan *plan);
 /*
  * What a call did to the regions. Room is made by region_reserve() before the call; should it not
  * do after all, a region says too much rather than too little.
@@ -85,8 +89,11 @@ int region_reserve(struct umbra_own *own);
 void region_set_dontfork(struct umbra_own *own, struct hva_range r, bool dontfork);
 /* Nothing of @r is a region any more; with @with, what was becomes a part of @with. */
 void region_replace(struct umbra_own *own, struct hva_range r, const struct umbra_region *with);
-/* What lay in @from is now at @to (a byte of @from at the same distance from @to.start). */
-void region_move(struct umbra_own *own, struct hva_range from, struct hva_range to);
+/*
+ * What lay in @from is now at @to (a byte of @from at the same distance from @to.start), cut or
+ * grown to its length. @stays: the mapping at @from is still one, if an empty one.
+ */
+void region_move(struct umbra_own *own, struct hva_range from, struct hva_range to, bool stays);
 
 /* Marks the calling thread as inside an own call, if a uffd listens. @removes: a call that raises
  * REMOVE for @r. */

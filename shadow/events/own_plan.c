@@ -13,6 +13,7 @@ void plan_init(struct plan *plan, enum umbra_cause cause, bool relocates)
 	plan->cap = PLAN_INLINE;
 	plan->cause = cause;
 	plan->relocates = relocates;
+	plan->gen = 0;
 }
 
 void plan_fini(struct plan *plan)

@@ -118,8 +118,10 @@ int umbra_region_add(struct umbra_own *own, const struct umbra_region *region)
 		err = -EEXIST;
 	else
 		err = reserve_locked(own, ROOM);
-	if (!err)
+	if (!err) {
+		own->regions_gen++;
 		insert_locked(own, &r);
+	}
 	pthread_mutex_unlock(&own->regions_lock);
 	return err;
 }
@@ -139,6 +141,7 @@ int umbra_region_remove(struct umbra_own *own, struct hva_range hva)
 	    own->regions[last].pub.hva.end.v == hva.end.v) {
 		for (uint32_t n = last - i + 1; n; n--)
 			remove_locked(own, i);
+		own->regions_gen++;
 		err = 0;
 	}
 	pthread_mutex_unlock(&own->regions_lock);
@@ -151,6 +154,7 @@ void region_set_dontfork(struct umbra_own *own, struct hva_range r, bool dontfor
 	bool split;
 
 	pthread_mutex_lock(&own->regions_lock);
+	own->regions_gen++;
 	split = split_at(own, w.start.v) && split_at(own, w.end.v);
 	for (uint32_t i = first_after(own, w.start.v); i < own->nregions; i++) {
 		struct umbra_region *pub = &own->regions[i].pub;
@@ -175,6 +179,7 @@ void region_replace(struct umbra_own *own, struct hva_range r, const struct umbr
 			file.pub.fd = -1;
 	}
 	pthread_mutex_lock(&own->regions_lock);
+	own->regions_gen++;
 	if (split_at(own, w.start.v) && split_at(own, w.end.v)) {
 		uint32_t i = first_after(own, w.start.v);
 
@@ -193,34 +198,77 @@ void region_replace(struct umbra_own *own, struct hva_range r, const struct umbr
 	pthread_mutex_unlock(&own->regions_lock);
 }
 
-void region_move(struct umbra_own *own, struct hva_range from, struct hva_range to)
+/* Nothing of [@start, @end) is a region any more. */
+static void clear_locked(struct umbra_own *own, uint64_t start, uint64_t end)
 {
+	const struct hva_range r = { { start }, { end } };
+	uint32_t i;
+
+	if (start >= end || !split_at(own, start) || !split_at(own, end))
+		return;
+	i = first_after(own, start);
+	while (i < own->nregions && hva_ranges_meet(own->regions[i].pub.hva, r))
+		remove_locked(own, i);
+}
+
+/* The mapping at @from has another length: only its end moved. */
+static void resize_locked(struct umbra_own *own, struct hva_range from, uint64_t end)
+{
+	uint32_t i;
+
+	clear_locked(own, end, from.end.v);
+	if (end <= from.end.v)
+		return;
+	clear_locked(own, from.end.v, end);
+	i = first_after(own, from.end.v - 1);
+	if (i < own->nregions && own->regions[i].pub.hva.start.v < from.end.v)
+		own->regions[i].pub.hva.end.v = end;
+}
+
+void region_move(struct umbra_own *own, struct hva_range from, struct hva_range to, bool stays)
+{
+	const uint64_t last = from.end.v;
+
 	pthread_mutex_lock(&own->regions_lock);
-	/* What was at the destination is gone. */
-	if (split_at(own, to.start.v) && split_at(own, to.end.v)) {
-		uint32_t i = first_after(own, to.start.v);
-
-		while (i < own->nregions && hva_ranges_meet(own->regions[i].pub.hva, to))
-			remove_locked(own, i);
+	own->regions_gen++;
+	if (from.start.v == to.start.v) {
+		resize_locked(own, from, to.end.v);
+		goto out;
 	}
-	if (split_at(own, from.start.v) && split_at(own, from.end.v)) {
-		uint32_t i = first_after(own, from.start.v);
+	/* The kernel refuses to move over itself: what is at the destination is not part of @from.
+	 */
+	clear_locked(own, to.start.v, to.end.v);
+	if (!split_at(own, from.start.v) || !split_at(own, last))
+		goto out;
+	for (uint64_t at = from.start.v; at < last;) {
+		const uint32_t i = first_after(own, at);
+		struct own_region r;
 
-		while (i < own->nregions && hva_ranges_meet(own->regions[i].pub.hva, from)) {
-			struct own_region r = own->regions[i];
-
+		if (i == own->nregions || own->regions[i].pub.hva.start.v >= last)
+			break;
+		r = own->regions[i];
+		at = r.pub.hva.end.v;
+		if (!stays)
 			remove_locked(own, i);
-			r.pub.hva.start.v += to.start.v - from.start.v;
-			r.pub.hva.end.v += to.start.v - from.start.v;
-			if (r.pub.hva.end.v > to.end.v ||
-			    r.pub.hva.end.v == to.start.v + (from.end.v - from.start.v))
-				r.pub.hva.end.v = to.end.v;
-			if (!hva_range_empty(r.pub.hva))
-				insert_locked(own, &r);
-			i = first_after(own, from.start.v);
-		}
+		r.pub.hva.start.v += to.start.v - from.start.v;
+		r.pub.hva.end.v += to.start.v - from.start.v;
+		if (r.pub.hva.end.v > to.end.v || at == last)
+			r.pub.hva.end.v = to.end.v;
+		if (!hva_range_empty(r.pub.hva) && own->nregions < own->regions_cap)
+			insert_locked(own, &r);
 	}
+out:
 	pthread_mutex_unlock(&own->regions_lock);
+}
+
+bool region_plan_holds(struct umbra_own *own, const struct plan *plan)
+{
+	bool same;
+
+	pthread_mutex_lock(&own->regions_lock);
+	same = own->regions_gen == plan->gen;
+	pthread_mutex_unlock(&own->regions_lock);
+	return same;
 }
 
 int region_plan_fork(struct umbra_own *own, struct plan *plan)
@@ -228,6 +276,7 @@ int region_plan_fork(struct umbra_own *own, struct plan *plan)
 	int err = 0;
 
 	pthread_mutex_lock(&own->regions_lock);
+	plan->gen = own->regions_gen;
 	for (uint32_t i = 0; !err && i < own->nregions; i++) {
 		const struct umbra_region *pub = &own->regions[i].pub;
 
@@ -289,9 +338,10 @@ int region_plan_file(struct umbra_own *own, int fd, uint64_t start, uint64_t end
 	struct stat st;
 	int err = 0;
 
-	if (fstat(fd, &st))
+	if (start >= end || fstat(fd, &st))
 		return 0; /* the call will say so itself */
 	pthread_mutex_lock(&own->regions_lock);
+	plan->gen = own->regions_gen;
 	for (uint32_t i = 0; !err && i < own->nregions; i++) {
 		const struct own_region *r = &own->regions[i];
 
