@@ -2,17 +2,21 @@
 /*
  * Own calls under way, so that the uffd reader can tell their REMOVEs from those of outside callers.
  *
- * A successful own call over a watched range raised a REMOVE for it, which was read before the call returned. So a REMOVE may be taken
- * as the call's if it lies in its range, was not taken yet, and the call is still inside, or left since the reader began its last
- * read: in that batch, then, is the call's own. Should another caller have raised the same and be taken first, the call's own comes
- * second, is not taken, and is waited for like an outside one; and that wait is for all threads.
+ * A REMOVE does not say who raised it. It is the call's for certain if, of all that were read between entering and leaving the call,
+ * it is the only one that meets the call's range: a successful call over watched memory raised one, and that was read before the call
+ * returned. So the first that is exactly the range is taken, and given up again (it gets a bracket of its own and the grace period,
+ * like an outside one) as soon as another one meets the range, the call fails, or registrations changed meanwhile. The own bracket is
+ * still open then: the reader holds its batch lock from before a read until all of it is looked at, and a call is not left without
+ * that lock, so what let it return has been looked at before it is left.
  */
+#include <pthread.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "shadow/events/own.h"
 #include "shadow/events/uffd.h"
 
-#define TID_LEFT (-1) /* a call that returned, with a REMOVE that the reader has not come to */
+/* Held for reading by whoever uses own->uffd, so that it is not freed. */
+static pthread_rwlock_t uffd_users = PTHREAD_RWLOCK_INITIALIZER;
 
 /* gettid is a system call, a fifth of a small madvise. A forked child has another tid: it asks
  * again. */
@@ -42,14 +46,43 @@ void own_tid_init(void)
 	pthread_once(&once, watch_fork);
 }
 
-static struct own_call *take_slot(struct umbra_own *own, int tid, int instead_of)
+/*
+ * own_call.upto: start, nothing was read that meets the range; end, one REMOVE of the whole range was, and is taken as the call's;
+ * beyond, what was read may be anybody's.
+ */
+static bool is_taken(struct own_call *call)
+{
+	return atomic_load(&call->upto) == atomic_load(&call->end);
+}
+
+/* Calls that began under another set of registrations may raise nothing. Partner: uffd_watch_begin(). */
+static bool same_watched(struct umbra_own *own, struct own_call *call)
+{
+	const uint64_t now = atomic_load(&own->watched);
+
+	return now >> 32 == (uint32_t)now && atomic_load(&call->watched) == now;
+}
+
+void uffd_watch_begin(struct umbra_own *own)
+{
+	if (own)
+		atomic_fetch_add(&own->watched, 1ULL << 32);
+}
+
+void uffd_watch_end(struct umbra_own *own)
+{
+	if (own)
+		atomic_fetch_add(&own->watched, 1);
+}
+
+static struct own_call *take_slot(struct umbra_own *own, int tid)
 {
 	for (unsigned int i = 0; i < OWN_CALLS; i++) {
 		struct own_call *call = &own->calls[((unsigned int)tid + i) % OWN_CALLS];
-		int old = instead_of;
+		int none = 0;
 
-		if (atomic_load_explicit(&call->tid, memory_order_relaxed) == old &&
-		    atomic_compare_exchange_strong(&call->tid, &old, tid))
+		if (!atomic_load_explicit(&call->tid, memory_order_relaxed) &&
+		    atomic_compare_exchange_strong(&call->tid, &none, tid))
 			return call;
 	}
 	return NULL;
@@ -62,41 +95,50 @@ struct own_call *own_call_enter(struct umbra_own *own, struct hva_range r, bool 
 
 	if (!atomic_load_explicit(&own->uffd, memory_order_acquire))
 		return NULL;
-	call = take_slot(own, own_tid(), 0);
-	if (!call)
-		call = take_slot(own, own_tid(), TID_LEFT);
+	call = take_slot(own, own_tid());
 	if (!call)
 		return NULL; /* too many at once: taken for an outside caller, which only costs */
-	/* Empty while the rest is set. */
-	atomic_store(&call->end, 0);
+	/* Empty, as it was left, while the rest is set. */
 	atomic_store(&call->start, w.start.v);
 	atomic_store(&call->upto, w.start.v);
 	atomic_store(&call->watched, atomic_load(&own->watched));
-	if (removes)
+	if (removes && !hva_range_empty(w))
 		atomic_store(&call->end, w.end.v);
 	return call;
+}
+
+static void free_slot(struct own_call *call)
+{
+	atomic_store(&call->end, 0);
+	atomic_store(&call->tid, 0);
 }
 
 void own_call_leave(struct umbra_own *own, struct own_call *call, int result)
 {
 	struct umbra_uffd *uffd;
 	struct hva_range r;
+	bool wrong;
 
 	if (!call)
 		return;
-	if (!result) {
-		const bool all = atomic_load(&call->upto) >= atomic_load(&call->end);
-
-		atomic_store(&call->tid, all ? 0 : TID_LEFT);
+	if (!atomic_load(&call->end)) {
+		free_slot(call);
 		return;
 	}
-	/* A call that failed on its way may not have raised what was taken for its own. Partner: own_call_claim(). */
-	r.start.v = atomic_load(&call->start);
-	r.end.v = atomic_exchange(&call->end, 0);
-	uffd = atomic_load(&call->upto) > r.start.v ? atomic_load(&own->uffd) : NULL;
-	atomic_store(&call->tid, 0);
+	r = (struct hva_range){ { atomic_load(&call->start) }, { atomic_load(&call->end) } };
+	pthread_rwlock_rdlock(&uffd_users);
+	uffd = atomic_load(&own->uffd);
 	if (uffd)
-		uffd_doubt(uffd, r);
+		pthread_mutex_lock(&uffd->batch);
+	wrong = is_taken(call) && (result || !same_watched(own, call));
+	free_slot(call);
+	if (uffd) {
+		pthread_mutex_unlock(&uffd->batch);
+		if (wrong)
+			uffd_doubt(uffd, r);
+	}
+	/* Closed meanwhile: then uffd_give_up_own() has given up what was taken. */
+	pthread_rwlock_unlock(&uffd_users);
 }
 
 bool own_call_of(struct umbra_own *own, int tid)
@@ -107,34 +149,54 @@ bool own_call_of(struct umbra_own *own, int tid)
 	return false;
 }
 
-void own_calls_forget_left(struct umbra_own *own)
+/* Batch lock held. What was taken as @call's, if anything, may be anybody's, and so is what comes. */
+static void give_up(struct umbra_own *own, struct own_call *call)
 {
-	for (unsigned int i = 0; i < OWN_CALLS; i++) {
-		int left = TID_LEFT;
+	const uint64_t end = atomic_load(&call->end);
+	const struct hva_range r = { { atomic_load(&call->start) }, { end } };
+	const bool taken = is_taken(call);
 
-		if (atomic_load(&own->calls[i].tid) == left)
-			atomic_compare_exchange_strong(&own->calls[i].tid, &left, 0);
-	}
+	if (!end)
+		return;
+	atomic_store(&call->upto, end + 1);
+	if (taken)
+		uffd_doubt(atomic_load(&own->uffd), r);
 }
 
 bool own_call_claim(struct umbra_own *own, struct hva_range r)
 {
-	for (unsigned int i = 0; i < OWN_CALLS; i++) {
-		struct own_call *call = &own->calls[i];
-		const int tid = atomic_load(&call->tid);
-		uint64_t upto = atomic_load(&call->upto);
-		int now;
+	struct own_call *met[OWN_CALLS], *call;
+	unsigned int n = 0;
 
-		if (!tid || r.end.v > atomic_load(&call->end) ||
-		    r.start.v < atomic_load(&call->start) || r.start.v < upto ||
-		    atomic_load(&call->watched) != atomic_load(&own->watched))
-			continue;
-		if (!atomic_compare_exchange_strong(&call->upto, &upto, r.end.v))
-			continue;
-		/* Failed, or the slot is another call's, meanwhile: it may not have seen the claim. Partner: own_call_leave(). */
-		now = atomic_load(&call->tid);
-		if ((now == tid || now == TID_LEFT) && atomic_load(&call->end) >= r.end.v)
-			return true;
+	for (unsigned int i = 0; i < OWN_CALLS; i++) {
+		const uint64_t end = atomic_load(&own->calls[i].end);
+
+		if (r.start.v < end && r.end.v > atomic_load(&own->calls[i].start))
+			met[n++] = &own->calls[i];
 	}
+	call = n == 1 ? met[0] : NULL;
+	if (call && r.start.v == atomic_load(&call->start) && r.end.v == atomic_load(&call->end) &&
+	    atomic_load(&call->upto) == r.start.v && same_watched(own, call)) {
+		atomic_store(&call->upto, r.end.v);
+		return true;
+	}
+	while (n)
+		give_up(own, met[--n]);
 	return false;
+}
+
+void uffd_give_up_own(struct umbra_uffd *uffd)
+{
+	pthread_mutex_lock(&uffd->batch);
+	for (unsigned int i = 0; i < OWN_CALLS; i++)
+		give_up(uffd->own, &uffd->own->calls[i]);
+	pthread_mutex_unlock(&uffd->batch);
+}
+
+void uffd_leave_own(struct umbra_uffd *uffd)
+{
+	atomic_store(&uffd->own->uffd, NULL);
+	/* Who comes now finds none; who found it is through when this is had. */
+	pthread_rwlock_wrlock(&uffd_users);
+	pthread_rwlock_unlock(&uffd_users);
 }

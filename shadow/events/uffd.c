@@ -150,6 +150,7 @@ int umbra_uffd_open(struct umbra_uffd **out, struct umbra_chain *chain,
 	err = settle_init(&u->settle, config->settle_signal, config->own);
 	if (err)
 		goto fail_fd;
+	pthread_mutex_init(&u->batch, NULL);
 	pthread_mutex_init(&u->lock, NULL);
 	pthread_cond_init(&u->drained, NULL);
 	/* One reader at most knows the own calls of an address space; events that a second reads
@@ -215,7 +216,7 @@ static void point(struct umbra_uffd *u, struct hva_range r, enum umbra_cause cau
 	close_range_(u, r, cause);
 }
 
-void uffd_doubt(struct umbra_uffd *u, struct hva_range r)
+static void add_doubt(struct umbra_uffd *u, struct hva_range r)
 {
 	struct uffd_open *d;
 
@@ -233,6 +234,12 @@ void uffd_doubt(struct umbra_uffd *u, struct hva_range r)
 	}
 	pthread_mutex_unlock(&u->lock);
 	uffd_wake_reader(u);
+}
+
+void uffd_doubt(struct umbra_uffd *u, struct hva_range r)
+{
+	atomic_fetch_sub(&u->own_removes, 1);
+	add_doubt(u, r);
 }
 
 static void set_unsettled(struct umbra_uffd *u)
@@ -272,7 +279,7 @@ static void settle_pending(struct umbra_uffd *u)
 		}
 		for (uint32_t n = o->count; n; n--)
 			close_range_(u, o->r, UMBRA_CAUSE_REMOVE);
-		atomic_fetch_add(&u->settled, 1);
+		atomic_fetch_add(&u->settled, o->count);
 	}
 	u->npending = kept;
 	set_unsettled(u);
@@ -375,29 +382,36 @@ static void on_message(struct umbra_uffd *u, const struct uffd_msg *m)
 	}
 }
 
-int uffd_read_all(struct umbra_uffd *u)
+/* Returns: messages read, 0 if there are none, -errno. */
+static int read_batch(struct umbra_uffd *u, size_t room)
 {
 	struct uffd_msg messages[UFFD_BATCH];
+	const size_t n = room < UFFD_BATCH ? room : UFFD_BATCH;
+	ssize_t got;
+	int count;
 
-	for (;;) {
-		const size_t room = UFFD_PENDING - u->npending;
-		const size_t n = room < UFFD_BATCH ? room : UFFD_BATCH;
-		ssize_t got;
-
-		if (!n) /* what is not read keeps its caller waiting, and that is right */
-			return -ENOBUFS;
-		if (u->own)
-			own_calls_forget_left(u->own);
+	pthread_mutex_lock(&u->batch);
+	do
 		got = read(u->fd, messages, n * sizeof(*messages));
-		if (got < 0 && errno == EAGAIN)
-			return 0;
-		if (got < 0 && errno == EINTR)
-			continue;
-		if (got < 0)
-			return -errno;
-		for (size_t i = 0; i < (size_t)got / sizeof(*messages); i++)
-			on_message(u, &messages[i]);
-	}
+	while (got < 0 && errno == EINTR);
+	count = got < 0 ? -errno : (int)((size_t)got / sizeof(*messages));
+	for (int i = 0; i < count; i++)
+		on_message(u, &messages[i]);
+	pthread_mutex_unlock(&u->batch);
+	return count == -EAGAIN ? 0 : count;
+}
+
+int uffd_read_all(struct umbra_uffd *u)
+{
+	int got;
+
+	do {
+		if (u->npending ==
+		    UFFD_PENDING) /* what is not read keeps its caller waiting, and that is right */
+			return -ENOBUFS;
+		got = read_batch(u, UFFD_PENDING - u->npending);
+	} while (got > 0);
+	return got;
 }
 
 /* After every event that was readable with or before them: a fault overtakes the event that made it
@@ -523,11 +537,13 @@ void umbra_uffd_close(struct umbra_uffd *u)
 	u->settle.reader_tid = own_tid();
 	uffd_read_all(u);
 	for (uint32_t i = 0; i < u->nranges; i++)
-		uffd_doubt(u, u->ranges[i].hva);
+		add_doubt(u, u->ranges[i].hva);
+	if (u->own)
+		uffd_give_up_own(u);
 	if (u->owned)
 		close(u->fd);
 	if (u->own)
-		atomic_store(&u->own->uffd, NULL);
+		uffd_leave_own(u);
 	for (int tries = 0; tries < 1000 && (u->ndoubts || u->npending); tries++) {
 		if (tries)
 			nanosleep(&tick, NULL);
@@ -537,6 +553,7 @@ void umbra_uffd_close(struct umbra_uffd *u)
 	settle_fini(&u->settle);
 	pthread_cond_destroy(&u->drained);
 	pthread_mutex_destroy(&u->lock);
+	pthread_mutex_destroy(&u->batch);
 	free(u);
 }
 

@@ -86,6 +86,8 @@ struct umbra_uffd {
 	struct settle settle;
 	_Atomic bool stop, running;
 	_Atomic int reader_tid;
+	/* From before a read until its messages are looked at; an own call is left with it held. */
+	pthread_mutex_t batch;
 
 	/* the reader's alone */
 	struct uffd_open pending[UFFD_PENDING];
@@ -108,9 +110,16 @@ struct umbra_uffd {
 	_Atomic uint64_t own_removes, settled, unsettled, eagain;
 };
 
-/* Own call over @r failed after a REMOVE was taken as its: whoever made it is waited for. Its
- * bracket is still open. */
+/* A REMOVE of @r was taken as an own call's and may be another's: whoever made it is waited for. The
+ * own call's bracket is still open. */
 void uffd_doubt(struct umbra_uffd *uffd, struct hva_range r);
+/* Before the descriptor is closed, which lets own calls return that raised nothing yet. */
+void uffd_give_up_own(struct umbra_uffd *uffd);
+/* No own call uses @uffd once this has returned. */
+void uffd_leave_own(struct umbra_uffd *uffd);
+/* Round a change of what is registered; @own may be NULL. */
+void uffd_watch_begin(struct umbra_own *own);
+void uffd_watch_end(struct umbra_own *own);
 /* Reads and announces all that is readable; faults are put by. Reader only. Returns: 0, -errno. */
 int uffd_read_all(struct umbra_uffd *uffd);
 void uffd_wake_reader(struct umbra_uffd *uffd);

@@ -147,13 +147,11 @@ int umbra_uffd_register(struct umbra_uffd *u, struct hva_range r, uint32_t modes
 		plan_fini(&plan);
 		return err;
 	}
-	if (u->own)
-		atomic_fetch_add(&u->own->watched, 1);
+	uffd_watch_begin(u->own);
 	err = ioctl(u->fd, UFFDIO_REGISTER, &reg) ? register_errno(r, errno) : 0;
 	if (!err)
 		uffd_ranges_add(u, r, range_private(u, r));
-	if (u->own)
-		atomic_fetch_add(&u->own->watched, 1);
+	uffd_watch_end(u->own);
 	edges_end(u, &plan, &range);
 	return err;
 }
@@ -169,13 +167,11 @@ int umbra_uffd_unregister(struct umbra_uffd *u, struct hva_range r)
 		plan_fini(&plan);
 		return err;
 	}
-	if (u->own)
-		atomic_fetch_add(&u->own->watched, 1);
+	uffd_watch_begin(u->own);
 	err = ioctl(u->fd, UFFDIO_UNREGISTER, &arg) ? -errno : 0;
 	if (!err)
 		uffd_ranges_remove(u, r);
-	if (u->own)
-		atomic_fetch_add(&u->own->watched, 1);
+	uffd_watch_end(u->own);
 	edges_end(u, &plan, &range);
 	return err;
 }
