@@ -16,21 +16,22 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "shadow/events/uffd.h"
 
 #define PF_IO_WORKER_FLAG 0x10 /* in the flags of /proc/TID/stat */
-#define EPOCH_BITS        46
+#define EPOCH_BITS        44   /* below 16 of the thread and 4 of the instance */
 #define EPOCH_MASK        ((1ULL << EPOCH_BITS) - 1)
 
 /*
- * Acknowledgements are static and for ever, as is the handler: a signal may be delivered long after
+ * Acknowledgements are for ever, as is the handler: a signal may be delivered long after
  * the userfaultfd it was sent for was closed, and then it must find memory, and not the default
  * action.
  */
-static _Atomic uint64_t acked[SETTLE_INSTANCES][SETTLE_THREADS];
+static _Atomic uint64_t *acked[SETTLE_INSTANCES]; /* SETTLE_THREADS each; as instance_wake */
 static int
 	instance_wake[SETTLE_INSTANCES]; /* eventfd + 1; under instances_lock, constant once set */
 static bool instance_used[SETTLE_INSTANCES];
@@ -44,13 +45,15 @@ static void on_signal(int signal, siginfo_t *info, void *context)
 	const uint64_t instance = value >> 60, thread = value >> EPOCH_BITS & (SETTLE_THREADS - 1);
 	const uint64_t epoch = value & EPOCH_MASK, one = 1;
 	const int saved = errno;
-	_Atomic uint64_t *ack = &acked[instance][thread];
-	uint64_t old = atomic_load(ack);
+	_Atomic uint64_t *ack;
+	uint64_t old;
 
 	(void)signal;
 	(void)context;
 	if (info->si_code != SI_QUEUE || info->si_pid != getpid())
 		return;
+	ack = &acked[instance][thread];
+	old = atomic_load(ack);
 	while (old < epoch && !atomic_compare_exchange_weak(ack, &old, epoch))
 		;
 	if (write(__atomic_load_n(&instance_wake[instance], __ATOMIC_ACQUIRE) - 1, &one,
@@ -74,27 +77,45 @@ static int take_signal(int signal)
 	return sigaction(signal, &action, NULL) ? -errno : 0;
 }
 
+/* Lock held. Pages of the table come as they are used. */
+static int make_instance(int i)
+{
+	const size_t bytes = SETTLE_THREADS * sizeof(*acked[i]);
+	void *table;
+	int fd;
+
+	if (instance_wake[i])
+		return 0;
+	table = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (table == MAP_FAILED)
+		return -errno;
+	fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (fd < 0) {
+		const int err = -errno;
+
+		munmap(table, bytes);
+		return err;
+	}
+	acked[i] = table;
+	__atomic_store_n(&instance_wake[i], fd + 1, __ATOMIC_RELEASE);
+	return 0;
+}
+
 static int take_instance(struct settle *s)
 {
 	int err = -ENOSPC;
 
 	pthread_mutex_lock(&instances_lock);
-	for (int i = 0; i < SETTLE_INSTANCES && err; i++) {
+	for (int i = 0; i < SETTLE_INSTANCES && err == -ENOSPC; i++) {
 		if (instance_used[i])
 			continue;
-		if (!instance_wake[i]) {
-			const int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-
-			if (fd < 0) {
-				err = -errno;
-				break;
-			}
-			__atomic_store_n(&instance_wake[i], fd + 1, __ATOMIC_RELEASE);
-		}
+		err = make_instance(i);
+		if (err)
+			break;
 		instance_used[i] = true;
 		s->instance = i;
 		s->wake = instance_wake[i] - 1;
-		err = 0;
 	}
 	pthread_mutex_unlock(&instances_lock);
 	return err;
@@ -188,7 +209,7 @@ static bool is_io_worker(int fd)
  * process that gave up its rights nobody may look at system calls. There the state must do: madvise waits for its event, for locks
  * and for pages uninterruptibly, so a thread in an interruptible sleep is not in it.
  */
-static void watch_task(const struct settle *s, struct settle_thread *t)
+static void watch_task(struct settle *s, struct settle_thread *t)
 {
 	const int stat_fd = open_task(s, t->tid, "stat");
 
@@ -199,37 +220,58 @@ static void watch_task(const struct settle *s, struct settle_thread *t)
 		t->fd = stat_fd;
 	else if (stat_fd >= 0)
 		close(stat_fd);
+	if (t->fd < 0)
+		return;
+	if (s->nfds < SETTLE_FDS) {
+		s->nfds++;
+		return;
+	}
+	close(t->fd);
+	t->fd = -1;
 }
 
-static void forget_task(struct settle_thread *t)
+static uint32_t *bucket_of(struct settle *s, int tid)
 {
-	if (t->fd >= 0)
+	return &s->buckets[(uint32_t)tid % SETTLE_BUCKETS];
+}
+
+static void forget_task(struct settle *s, uint32_t slot)
+{
+	struct settle_thread *t = &s->threads[slot];
+	uint32_t *link = bucket_of(s, t->tid);
+
+	if (t->fd >= 0) {
 		close(t->fd);
+		s->nfds--;
+	}
+	while (*link != slot + 1)
+		link = &s->threads[*link - 1].next;
+	*link = t->next;
 	t->tid = 0;
+	t->next = s->free;
+	s->free = slot + 1;
 }
 
 /* False: no room, then nothing can be said about that thread. */
 static bool list_task(struct settle *s, int tid)
 {
-	uint32_t free_slot = s->nthreads;
+	uint32_t *bucket = bucket_of(s, tid), slot;
 
-	for (uint32_t i = 0; i < s->nthreads; i++) {
-		struct settle_thread *t = &s->threads[i];
-
-		if (t->tid == tid) {
-			t->listed = true;
+	for (uint32_t i = *bucket; i; i = s->threads[i - 1].next)
+		if (s->threads[i - 1].tid == tid)
 			return true;
-		}
-		if (!t->tid && free_slot == s->nthreads)
-			free_slot = i;
-	}
-	if (free_slot == SETTLE_THREADS)
+	if (s->free) {
+		slot = s->free - 1;
+		s->free = s->threads[slot].next;
+	} else if (s->nthreads < SETTLE_THREADS) {
+		slot = s->nthreads++;
+	} else {
 		return false;
-	if (free_slot == s->nthreads)
-		s->nthreads++;
-	s->threads[free_slot] = (struct settle_thread){ .tid = tid, .listed = true };
-	atomic_store(&acked[s->instance][free_slot], 0); /* of the thread that was here before */
-	watch_task(s, &s->threads[free_slot]);
+	}
+	s->threads[slot] = (struct settle_thread){ .tid = tid, .next = *bucket };
+	*bucket = slot + 1;
+	atomic_store(&acked[s->instance][slot], 0); /* of the thread that was here before */
+	watch_task(s, &s->threads[slot]);
 	return true;
 }
 
@@ -241,7 +283,7 @@ static uint64_t count_threads(const struct settle *s)
 }
 
 /*
- * Marks every live thread as listed. False if the list may lack one: a thread that exits while the
+ * Every live thread is in the table after it. False if the list may lack one: a thread that exits while the
  * directory is read makes the reading end early or skip one.
  */
 static bool list_tasks(struct settle *s)
@@ -251,8 +293,6 @@ static bool list_tasks(struct settle *s)
 	bool room = true;
 	long got;
 
-	for (uint32_t i = 0; i < s->nthreads; i++)
-		s->threads[i].listed = false;
 	if (lseek(s->task_dir, 0, SEEK_SET) < 0)
 		return false;
 	while ((got = syscall(SYS_getdents64, s->task_dir, s->dirents, sizeof(s->dirents))) > 0) {
@@ -273,17 +313,23 @@ static bool list_tasks(struct settle *s)
 
 enum sight { SIGHT_ELSEWHERE, SIGHT_GONE, SIGHT_UNKNOWN };
 
-static enum sight look(const struct settle_thread *t)
+static enum sight look(const struct settle *s, const struct settle_thread *t)
 {
 	char buf[512];
 	ssize_t got;
 	const char *p;
+	int fd = t->fd, err;
 
+	if (fd < 0)
+		fd = open_task(s, t->tid, t->by_state ? "stat" : "syscall");
+	if (fd < 0)
+		return errno == ENOENT ? SIGHT_GONE : SIGHT_UNKNOWN;
+	got = pread(fd, buf, sizeof(buf) - 1, 0);
+	err = errno;
 	if (t->fd < 0)
-		return SIGHT_UNKNOWN;
-	got = pread(t->fd, buf, sizeof(buf) - 1, 0);
+		close(fd);
 	if (got <= 0)
-		return got < 0 && errno == ESRCH ? SIGHT_GONE : SIGHT_UNKNOWN;
+		return got < 0 && err == ESRCH ? SIGHT_GONE : SIGHT_UNKNOWN;
 	buf[got] = 0;
 	if (t->by_state) {
 		p = stat_fields(buf);
@@ -313,8 +359,7 @@ static void send_signal(const struct settle *s, uint32_t slot, struct settle_thr
 		t->signal = epoch;
 }
 
-static void scan_thread(const struct settle *s, uint32_t slot, struct settle_thread *t,
-			uint64_t epoch)
+static void scan_thread(struct settle *s, uint32_t slot, struct settle_thread *t, uint64_t epoch)
 {
 	const uint64_t ack = atomic_load(&acked[s->instance][slot]);
 
@@ -326,9 +371,9 @@ static void scan_thread(const struct settle *s, uint32_t slot, struct settle_thr
 		t->quiet = epoch;
 		return;
 	}
-	switch (look(t)) {
+	switch (look(s, t)) {
 	case SIGHT_ELSEWHERE: t->quiet = epoch; break;
-	case SIGHT_GONE: forget_task(t); break;
+	case SIGHT_GONE: forget_task(s, slot); break;
 	case SIGHT_UNKNOWN:
 		if (t->signal < epoch && !t->io_worker)
 			send_signal(s, slot, t, epoch);
@@ -346,9 +391,6 @@ uint64_t settle_scan(struct settle *s, uint64_t epoch)
 
 		if (t->tid)
 			scan_thread(s, i, t, epoch);
-		/* Not listed and not openable: it has exited. */
-		if (t->tid && !t->listed && complete && t->fd < 0)
-			forget_task(t);
 		if (t->tid && t->quiet < over)
 			over = t->quiet;
 	}

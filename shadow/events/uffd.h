@@ -10,7 +10,9 @@
 #include "shadow/events/own.h"
 
 #define SETTLE_INSTANCES 16
-#define SETTLE_THREADS   1024
+#define SETTLE_THREADS   65536 /* more are never settled: their REMOVEs stay open */
+#define SETTLE_BUCKETS   4096
+#define SETTLE_FDS       128 /* descriptors kept open; for the other threads one is opened at each look */
 #define UFFD_PENDING     256
 #define UFFD_DOUBTS      64
 #define UFFD_DEFERRED    256
@@ -20,10 +22,9 @@
 /* A thread of this process, as the grace period sees it. @tid 0: free. */
 struct settle_thread {
 	int tid;
-	int fd; /* /proc/self/task/TID/syscall, or stat of an io_uring worker; -1: cannot be opened
-		 */
-	bool io_worker, by_state; /* takes no signals; @fd is stat */
-	bool listed;
+	uint32_t next; /* in its bucket, or among the free; index + 1 */
+	int fd;        /* /proc/self/task/TID/syscall, or stat if @by_state; -1: none kept */
+	bool io_worker, by_state; /* takes no signals; what it is in cannot be read */
 	uint64_t
 		quiet; /* newest epoch after which it was seen outside of every call begun before */
 	uint64_t signal; /* newest epoch that a signal was sent for */
@@ -43,6 +44,8 @@ struct settle {
 	struct umbra_own *own;
 	struct settle_thread threads[SETTLE_THREADS];
 	uint32_t nthreads; /* high-water mark in threads[] */
+	uint32_t nfds;
+	uint32_t buckets[SETTLE_BUCKETS], free; /* index + 1 of the first */
 	_Alignas(8) char dirents[64 * 1024];
 };
 

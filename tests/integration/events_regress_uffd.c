@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /* userfaultfd: what once went wrong. REMOVEs taken for an own call's, many threads, closing. */
 #include <criterion/criterion.h>
+#include <dirent.h>
 #include <signal.h>
 #include <time.h>
 #include "tests/integration/events_host.h"
@@ -211,6 +212,69 @@ Test(uffd_regress, an_own_call_that_fails_leaves_its_remove_to_the_grace_period)
 	cr_assert_eq(stats.own_removes, 0);
 	cr_assert_eq(stats.settled, 1);
 	stop_reader();
+}
+
+/* ---- many threads ---------------------------------------------------------------------------- */
+
+#define THREADS 3000
+
+static pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+
+static void *wait_at_gate(void *arg)
+{
+	(void)arg;
+	pthread_mutex_lock(&gate);
+	pthread_mutex_unlock(&gate);
+	return NULL;
+}
+
+static size_t descriptors(void)
+{
+	DIR *d = opendir("/proc/self/fd");
+	size_t n = 0;
+
+	cr_assert(d);
+	while (readdir(d))
+		n++;
+	closedir(d);
+	return n;
+}
+
+Test(uffd_regress, an_outside_remove_settles_among_thousands_of_threads)
+{
+	static pthread_t t[THREADS];
+	pthread_attr_t small;
+	size_t n = 0, before;
+	char *p;
+
+	need_uffd();
+	before = descriptors();
+	start_reader();
+	p = watched(HUGE);
+	pthread_attr_init(&small);
+	pthread_attr_setstacksize(&small, 65536);
+	pthread_mutex_lock(&gate);
+	while (n < THREADS && !pthread_create(&t[n], &small, wait_at_gate, NULL))
+		n++;
+	if (n == THREADS) {
+		for (size_t i = 0; i < 3; i++) {
+			cr_assert(!madvise(p + i * PAGE, PAGE, MADV_DONTNEED));
+			drain();
+		}
+		cr_assert_eq(stats.settled, 3);
+		cr_assert_lt(descriptors(), before + 256, "the embedder needs some too");
+	}
+	pthread_mutex_unlock(&gate);
+	for (size_t i = 0; i < n; i++)
+		pthread_join(t[i], NULL);
+	/* They are gone, and so is what was kept of them. */
+	cr_assert(!madvise(p, PAGE, MADV_DONTNEED));
+	drain();
+	cr_assert_lt(descriptors(), before + 16);
+	stop_reader();
+	pthread_attr_destroy(&small);
+	if (n < THREADS)
+		cr_skip_test("this system gives no 3000 threads");
 }
 
 /* ---- closing --------------------------------------------------------------------------------- */
