@@ -221,7 +221,9 @@ struct umbra_uffd_config {
  * the features there are (events of forks need CAP_SYS_PTRACE: see umbra_uffd_features()).
  * Returns: 0, -errno of the last way tried; -EBUSY: the settle signal has a handler already;
  * -ENOSPC: 16 are open. Pairs with: umbra_uffd_close(), when umbra_uffd_run() has returned; it lets
- * waiting callers go and drops what is registered.
+ * waiting callers go, drops what is registered, and waits up to a second until callers of REMOVEs have
+ * returned. If one has not (it blocks the signal and runs on), what was registered stays refused for ever:
+ * an old translation would be the alternative.
  */
 int umbra_uffd_open(struct umbra_uffd **uffd, struct umbra_chain *chain,
 		    const struct umbra_uffd_config *config, struct umbra_uffd_tried *tried);

@@ -21,6 +21,7 @@
 		    UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED | \
 		    UFFD_FEATURE_POISON | UFFD_FEATURE_MOVE))
 #define SETTLE_POLL_MS 1
+#define CLOSE_WAIT_NS  1000000000LL
 
 /* ---- open and close ---------------------------------------------------------------------------
  */
@@ -523,14 +524,23 @@ int umbra_uffd_drain(struct umbra_uffd *u)
 	return err;
 }
 
+static int64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
 /*
  * Callers whose event nobody reads any more are let go by close(), unannounced: so everything
  * registered is bracketed round it, until they are through. A range whose callers cannot be seen to
- * be through stays refused.
+ * be through in time stays refused.
  */
 void umbra_uffd_close(struct umbra_uffd *u)
 {
 	const struct timespec tick = { .tv_nsec = SETTLE_POLL_MS * 1000000L };
+	const int64_t until = now_ns() + CLOSE_WAIT_NS;
 
 	if (!u)
 		return;
@@ -544,12 +554,13 @@ void umbra_uffd_close(struct umbra_uffd *u)
 		close(u->fd);
 	if (u->own)
 		uffd_leave_own(u);
-	for (int tries = 0; tries < 1000 && (u->ndoubts || u->npending); tries++) {
-		if (tries)
-			nanosleep(&tick, NULL);
+	do {
 		take_doubts(u);
 		settle_pending(u);
-	}
+		if (!u->ndoubts && !u->npending)
+			break;
+		nanosleep(&tick, NULL);
+	} while (now_ns() < until);
 	settle_fini(&u->settle);
 	pthread_cond_destroy(&u->drained);
 	pthread_mutex_destroy(&u->lock);

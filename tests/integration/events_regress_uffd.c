@@ -316,3 +316,74 @@ Test(uffd_regress, closing_under_own_calls_frees_nothing_that_they_use)
 	drain();
 	stop_reader();
 }
+
+/* Takes no signal and is never seen elsewhere: nobody can say what it is in. */
+static void *spin_deaf(void *arg)
+{
+	sigset_t all;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, NULL);
+	*(_Atomic bool *)arg = true;
+	while (!done)
+		;
+	return NULL;
+}
+
+static void start_spinning(pthread_t *t)
+{
+	static _Atomic bool deaf;
+
+	deaf = done = false;
+	cr_assert(!pthread_create(t, NULL, spin_deaf, (void *)&deaf));
+	while (!deaf)
+		sched_yield();
+}
+
+static void *discard_and_let_go(void *arg)
+{
+	call(arg);
+	done = true;
+	return NULL;
+}
+
+Test(uffd_regress, closing_waits_for_a_thread_that_comes_back)
+{
+	struct caller c;
+	pthread_t t;
+	char *p;
+
+	need_uffd();
+	p = watched(HUGE);
+	start_spinning(&t);
+	c = (struct caller){ .r = hva_range_of(p, PAGE) };
+	cr_assert(!pthread_create(&c.thread, NULL, discard_and_let_go, &c));
+	wait_in_madvise(&c);
+	umbra_uffd_close(uffd); /* reads what was waited for, which ends the spinning */
+	uffd = NULL;
+	cr_assert(host_sound(&h)); /* every bracket is closed */
+	cr_assert(host_touch(&h, p, HUGE, RW));
+	pthread_join(c.thread, NULL);
+	pthread_join(t, NULL);
+}
+
+/* The brackets that stay open are not sound at the end: not of the suite. */
+Test(uffd_regress_close, what_cannot_be_settled_stays_refused_and_without_a_leaf, .init = init,
+     .timeout = 60)
+{
+	struct caller c;
+	pthread_t t;
+	char *p;
+
+	need_uffd();
+	p = watched(HUGE);
+	start_spinning(&t);
+	begin(&c, false, p, 1);
+	umbra_uffd_close(uffd);
+	pthread_join(c.thread, NULL);
+	cr_assert_eq(host_leaf(&h, p), 0);
+	cr_assert_eq(host_fault_once(&h, p, RW), UMBRA_FAULT_RETRY);
+	done = true;
+	pthread_join(t, NULL);
+	cr_assert_eq(host_fault_once(&h, p, RW), UMBRA_FAULT_RETRY);
+}
