@@ -90,7 +90,7 @@ static struct uffdio_range uffd_range_of(struct hva_range r)
 static int edges_start(const struct umbra_uffd *u, struct hva_range r, struct plan *plan,
 		       struct umbra_range *range)
 {
-	static const struct umbra_own no_map;
+	static struct umbra_own no_map = { .regions_lock = PTHREAD_MUTEX_INITIALIZER };
 	int err = plan_madvise(u->own ? u->own : &no_map, r, MADV_NORMAL, plan);
 
 	range->nr = 0;
