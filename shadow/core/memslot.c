@@ -103,32 +103,53 @@ static int slot_validate(struct umbra_mmu *mmu, const struct umbra_memslot *s, u
 	return 0;
 }
 
-/* Room for one more slot in both indices. */
-static int slots_reserve(struct umbra_mmu *mmu)
-{
-	const uint32_t cap = mmu->slots_cap ? mmu->slots_cap * 2 : 8;
+/* Both indices of slots, as one thing to allocate and free. */
+struct slot_arrays {
 	struct slot *slots;
 	struct slot_by_hva *by_hva;
+	uint32_t cap;
+};
 
-	if (mmu->nslots < mmu->slots_cap)
-		return 0;
-	slots = mmu->os->alloc(cap * sizeof(*slots));
-	by_hva = mmu->os->alloc(cap * sizeof(*by_hva));
-	if (!slots || !by_hva) {
-		if (slots)
-			mmu->os->free(slots, cap * sizeof(*slots));
-		if (by_hva)
-			mmu->os->free(by_hva, cap * sizeof(*by_hva));
-		return -ENOMEM;
+static void arrays_free(const struct umbra_os *os, const struct slot_arrays *a)
+{
+	if (a->slots)
+		os->free(a->slots, a->cap * sizeof(*a->slots));
+	if (a->by_hva)
+		os->free(a->by_hva, a->cap * sizeof(*a->by_hva));
+}
+
+/*
+ * Room for one more slot. Lock held; may be dropped between, so what was known before must be looked at again.
+ */
+static int slots_reserve(struct umbra_mmu *mmu)
+{
+	while (mmu->nslots == mmu->slots_cap) {
+		struct slot_arrays now = { .cap = mmu->slots_cap ? mmu->slots_cap * 2 : 8 }, old;
+
+		mmu_unlock(mmu);
+		now.slots = mmu->os->alloc(now.cap * sizeof(*now.slots));
+		now.by_hva = mmu->os->alloc(now.cap * sizeof(*now.by_hva));
+		if (!now.slots || !now.by_hva) {
+			arrays_free(mmu->os, &now);
+			mmu_lock(mmu);
+			return -ENOMEM;
+		}
+		mmu_lock(mmu);
+		old = now;
+		if (mmu->slots_cap < now.cap) { /* else another thread was faster */
+			old = (struct slot_arrays){ mmu->slots, mmu->by_hva, mmu->slots_cap };
+			if (mmu->nslots) {
+				memcpy(now.slots, mmu->slots, mmu->nslots * sizeof(*now.slots));
+				memcpy(now.by_hva, mmu->by_hva, mmu->nslots * sizeof(*now.by_hva));
+			}
+			mmu->slots = now.slots;
+			mmu->by_hva = now.by_hva;
+			mmu->slots_cap = now.cap;
+		}
+		mmu_unlock(mmu);
+		arrays_free(mmu->os, &old);
+		mmu_lock(mmu);
 	}
-	if (mmu->slots_cap) {
-		memcpy(slots, mmu->slots, mmu->nslots * sizeof(*slots));
-		mmu->os->free(mmu->slots, mmu->slots_cap * sizeof(*slots));
-		mmu->os->free(mmu->by_hva, mmu->slots_cap * sizeof(*by_hva));
-	}
-	mmu->slots = slots;
-	mmu->by_hva = by_hva;
-	mmu->slots_cap = cap;
 	return 0;
 }
 
@@ -168,6 +189,11 @@ static void log_free(struct umbra_mmu *mmu, struct slot *s)
 	s->log_dirty = NULL;
 }
 
+static int slot_may_be_added(struct umbra_mmu *mmu, const struct umbra_memslot *slot)
+{
+	return mmu->released ? -ESHUTDOWN : slot_validate(mmu, slot, UINT32_MAX);
+}
+
 int umbra_memslot_add(struct umbra_mmu *mmu, const struct umbra_memslot *slot)
 {
 	const uint32_t known = UMBRA_SLOT_READONLY | UMBRA_SLOT_4K_ONLY | UMBRA_SLOT_LOG;
@@ -177,25 +203,31 @@ int umbra_memslot_add(struct umbra_mmu *mmu, const struct umbra_memslot *slot)
 	if (slot->flags & ~known)
 		return -EINVAL;
 	mmu_lock(mmu);
-	rc = mmu->released ? -ESHUTDOWN : slot_validate(mmu, slot, UINT32_MAX);
-	if (!rc)
-		rc = slots_reserve(mmu);
+	rc = slot_may_be_added(mmu,
+			       slot); /* before memory is asked for, however large it says it is */
+	mmu_unlock(mmu);
 	if (!rc && (slot->flags & UMBRA_SLOT_LOG)) {
 		const uint64_t bytes = log_words(slot->npages) * sizeof(uint64_t);
 
 		s.log_accessed = mmu->os->alloc(bytes);
 		s.log_dirty = mmu->os->alloc(bytes);
-		if (!s.log_accessed || !s.log_dirty) {
-			log_free(mmu, &s);
+		if (!s.log_accessed || !s.log_dirty)
 			rc = -ENOMEM;
-		}
 	}
 	if (!rc) {
-		s.serial = ++mmu->slot_serial;
-		slots_insert(mmu, &s);
-		slots_changed(mmu);
+		mmu_lock(mmu);
+		rc = slots_reserve(mmu);
+		if (!rc)
+			rc = slot_may_be_added(mmu, slot);
+		if (!rc) {
+			s.serial = ++mmu->slot_serial;
+			slots_insert(mmu, &s);
+			slots_changed(mmu);
+		}
+		mmu_unlock(mmu);
 	}
-	mmu_unlock(mmu);
+	if (rc)
+		log_free(mmu, &s);
 	return rc;
 }
 
@@ -248,6 +280,7 @@ static int slot_quiesce(struct umbra_mmu *mmu, uint32_t id, struct umbra_range *
 
 int umbra_memslot_remove(struct umbra_mmu *mmu, uint32_t id)
 {
+	struct slot gone = { .log_accessed = NULL };
 	struct umbra_range r;
 	int rc;
 
@@ -256,12 +289,13 @@ int umbra_memslot_remove(struct umbra_mmu *mmu, uint32_t id)
 	if (!rc) {
 		struct slot *s = slot_of_id(mmu, id);
 
-		log_free(mmu, s);
+		gone = *s;
 		slots_delete(mmu, s);
 		slots_changed(mmu);
 		inv_finish(mmu, &r);
 	}
 	mmu_unlock(mmu);
+	log_free(mmu, &gone);
 	return rc;
 }
 

@@ -30,7 +30,11 @@ int umbra_mmu_create(struct umbra_mmu **out, const struct umbra_mmu_config *conf
 	mmu->unlinked = mmu->cleared = (struct table_list){ NO_TABLE, NO_TABLE, NO_TABLE, 0 };
 	mmu->lock = mmu->os->mutex_create();
 	mmu->tables = mmu->os->alloc(config->window_pages * sizeof(*mmu->tables));
-	if (!mmu->lock || !mmu->tables) {
+	if (config->flags & UMBRA_MMU_RECORD_PFN)
+		mmu->host_pfns =
+			mmu->os->alloc(config->window_pages * SPTE_ENTRIES * sizeof(uint64_t));
+	if (!mmu->lock || !mmu->tables ||
+	    ((config->flags & UMBRA_MMU_RECORD_PFN) && !mmu->host_pfns)) {
 		umbra_mmu_destroy(mmu);
 		return -ENOMEM;
 	}
@@ -57,6 +61,9 @@ void umbra_mmu_destroy(struct umbra_mmu *mmu)
 		os->free(mmu->slots, mmu->slots_cap * sizeof(*mmu->slots));
 		os->free(mmu->by_hva, mmu->slots_cap * sizeof(*mmu->by_hva));
 	}
+	if (mmu->host_pfns)
+		os->free(mmu->host_pfns,
+			 mmu->config.window_pages * SPTE_ENTRIES * sizeof(uint64_t));
 	if (mmu->tables)
 		os->free(mmu->tables, mmu->config.window_pages * sizeof(*mmu->tables));
 	if (mmu->lock)

@@ -24,7 +24,7 @@ enum table_state {
 struct table {
 	uint64_t gfn;        /* first page it translates */
 	uint64_t ticket;     /* UNLINKED, CLEARED: flush that must be over first */
-	uint64_t *host_pfns; /* RECORD_PFN: 512 frames, levels 1 and 2 */
+	uint64_t *host_pfns; /* RECORD_PFN: its 512, levels 1 and 2 */
 	struct umbra_root *root;
 	uint32_t parent; /* table that links it, NO_TABLE for a root */
 	uint32_t next;   /* on a list */
@@ -78,8 +78,12 @@ struct umbra_mmu {
 	const struct umbra_os *os;
 	void *lock;
 
-	/* all below: under lock, unless said otherwise */
+	/*
+	 * All below: under lock, unless said otherwise. Nothing is allocated or freed under it: fork()
+	 * holds the allocator's locks while it waits for the reader of its event, who takes this one.
+	 */
 	struct table *tables;
+	uint64_t *host_pfns; /* RECORD_PFN: 512 for each page of the window */
 	struct umbra_root *roots;
 	struct table_list unlinked, cleared;
 	uint64_t in_transit;  /* tables that a collapse holds, on no list */

@@ -25,14 +25,8 @@ int64_t table_new(struct umbra_root *root, unsigned int level, uint64_t gfn)
 		.level = (uint8_t)level,
 		.state = TABLE_LIVE,
 	};
-	if ((mmu->config.flags & UMBRA_MMU_RECORD_PFN) && level <= UMBRA_LEVEL_2M) {
-		t->host_pfns = mmu->os->alloc(SPTE_ENTRIES * sizeof(uint64_t));
-		if (!t->host_pfns) {
-			t->state = TABLE_FREE;
-			mmu->config.ops->table_free(mmu->config.ctx, index);
-			return -ENOSPC;
-		}
-	}
+	if (mmu->host_pfns && level <= UMBRA_LEVEL_2M)
+		t->host_pfns = mmu->host_pfns + index * SPTE_ENTRIES;
 	mmu->stats.tables_allocated++;
 	mmu->stats.tables++;
 	return (int64_t)index;
@@ -191,9 +185,6 @@ static void table_give_back(struct umbra_mmu *mmu, uint32_t table)
 {
 	struct table *t = &mmu->tables[table];
 
-	if (t->host_pfns)
-		mmu->os->free(t->host_pfns, SPTE_ENTRIES * sizeof(uint64_t));
-	t->host_pfns = NULL;
 	t->state = TABLE_FREE;
 	mmu->stats.tables_freed++;
 	mmu->stats.tables--;

@@ -164,14 +164,27 @@ static const struct umbra_mmu_ops ops = {
 };
 
 /* A world of its own: no pthread, so that a lock taken twice or left behind is seen at once. */
+static bool any_lock_held;
+
+/* fork() may hold the allocator's locks and wait for somebody who wants ours */
+static void no_lock(void)
+{
+	if (any_lock_held) {
+		fprintf(stderr, "fake host: memory is allocated or freed under a lock\n");
+		abort();
+	}
+}
+
 static void *os_alloc(size_t bytes)
 {
+	no_lock();
 	return calloc(1, bytes);
 }
 
 static void os_free(void *p, size_t bytes)
 {
 	(void)bytes;
+	no_lock();
 	free(p);
 }
 
@@ -194,6 +207,7 @@ static void mutex_lock(void *m)
 		abort();
 	}
 	*held = true;
+	any_lock_held = true;
 }
 
 static bool mutex_trylock(void *m)
@@ -202,7 +216,9 @@ static bool mutex_trylock(void *m)
 
 	if (*held)
 		return false;
-	return *held = true;
+	*held = true;
+	any_lock_held = true;
+	return true;
 }
 
 static void mutex_unlock(void *m)
@@ -212,6 +228,8 @@ static void mutex_unlock(void *m)
 	if (!*held)
 		abort();
 	*held = false;
+	any_lock_held =
+		false; /* locks are never nested here but for the chain's over a registration */
 }
 
 static void relax(void)
