@@ -331,31 +331,74 @@ int umbra_hostmap_query(struct umbra_hostmap *map, hva_t hva, struct umbra_page 
 	return map->scan ? add_scan(map, start, page, 1) : 0;
 }
 
-bool hostmap_large_folio(struct umbra_hostmap *map, uint64_t start, uint64_t end)
+/* Widens @reach to where the folio of frame @pfn, mapped at @at, would lie. True: it is a large one. */
+static bool reach_of_folio(const struct umbra_hostmap *map, uint64_t at, uint64_t pfn,
+			   struct hva_range *reach)
 {
-	const uint64_t compound = 1ULL << 15 | 1ULL << 16; /* KPF_COMPOUND_HEAD, _TAIL */
-	struct umbra_page pages[64];
-	uint64_t flags;
+	const uint64_t head = 1ULL << 15, tail = 1ULL << 16; /* KPF_COMPOUND_HEAD, _TAIL */
+	const uint64_t before = pfn < CHUNK ? pfn : CHUNK - 1;
+	const uint64_t far = UMBRA_HUGE_SIZE - UMBRA_PAGE_SIZE;
+	uint64_t flags[2 * CHUNK], first = before, last = before, start = at - far, end = at + far;
+	const ssize_t got = pread(map->kpageflags, flags, sizeof(flags),
+				  (off_t)((pfn - before) * sizeof(*flags)));
 
-	if (map->kpageflags < 0)
-		return true;
-	for (uint64_t at = start; at < end;) {
-		const uint64_t left = (end - at) >> UMBRA_PAGE_SHIFT;
+	if (got > (ssize_t)(before * sizeof(*flags))) {
+		if (!(flags[before] & (head | tail)))
+			return false;
+		while (first && (flags[first] & tail))
+			first--;
+		while (++last < (size_t)got / sizeof(*flags) && (flags[last] & tail))
+			;
+		start = at - (before - first) * UMBRA_PAGE_SIZE;
+		end = at + (last - before) * UMBRA_PAGE_SIZE;
+	}
+	if (start < reach->start.v)
+		reach->start.v = start;
+	if (end > reach->end.v)
+		reach->end.v = end;
+	return true;
+}
+
+uint32_t hostmap_folios(struct umbra_hostmap *map, struct hva_range r, struct hva_range *reach)
+{
+	const uint64_t far = UMBRA_HUGE_SIZE - UMBRA_PAGE_SIZE;
+	struct umbra_page pages[64];
+	uint64_t known = 0;
+	uint32_t found = 0;
+
+	*reach = r;
+	for (uint64_t at = r.start.v; at < r.end.v;) {
+		const uint64_t left = (r.end.v - at) >> UMBRA_PAGE_SHIFT;
 		const size_t n = left < 64 ? left : 64;
 
-		if (umbra_hostmap_query_range(map, (hva_t){ at }, pages, n))
-			return true;
+		if (!n || map->kpageflags < 0 ||
+		    umbra_hostmap_query_range(map, (hva_t){ at }, pages, n))
+			goto unknown;
 		for (size_t i = 0; i < n; i++, at += UMBRA_PAGE_SIZE) {
-			if (!(pages[i].flags & UMBRA_PAGE_PRESENT) ||
-			    (pages[i].flags & (UMBRA_PAGE_HUGE | UMBRA_PAGE_ZERO)))
+			const uint64_t block = at & ~(UMBRA_HUGE_SIZE - 1);
+
+			if (!(pages[i].flags & UMBRA_PAGE_PRESENT))
+				found |= FOLIO_NONE;
+			if (at < known || !(pages[i].flags & UMBRA_PAGE_PRESENT) ||
+			    (pages[i].flags & UMBRA_PAGE_ZERO))
 				continue;
-			if (pread(map->kpageflags, &flags, sizeof(flags),
-				  (off_t)(pages[i].host_pfn * sizeof(flags))) != sizeof(flags) ||
-			    (flags & compound))
-				return true;
+			if (pages[i].flags & UMBRA_PAGE_HUGE) {
+				found |= FOLIO_HUGE;
+				known = block + UMBRA_HUGE_SIZE;
+				if (block < reach->start.v)
+					reach->start.v = block;
+				if (known > reach->end.v)
+					reach->end.v = known;
+			} else if (reach_of_folio(map, at, pages[i].host_pfn, reach)) {
+				found |= FOLIO_LARGE;
+			}
 		}
 	}
-	return false;
+	return found;
+unknown:
+	reach->start.v = r.start.v > far ? r.start.v - far : 0;
+	reach->end.v = r.end.v < ~far ? r.end.v + far : r.end.v;
+	return FOLIO_HUGE | FOLIO_LARGE | FOLIO_NONE;
 }
 
 /* "start-end perms offset dev inode ..." */

@@ -40,10 +40,15 @@ bool hostmap_has_reclaimed(const struct umbra_hostmap *map);
 bool hostmap_has_migrated(const struct umbra_hostmap *map);
 
 /*
- * hostmap_large_folio - is a page of [@start, @end) part of a larger folio that is not mapped by a PMD? Such a folio may be split by
- * advice to one of its pages, and then kernels since 6.12 move its all-zero pages to the zero page. True if it cannot be known.
+ * hostmap_folios - what the pages of @r, whole pages, are parts of; @reach is @r widened to all folios
+ * that it cuts. A large folio may be split by advice to one of its pages: that unmaps the others for a
+ * moment, for good if they are a file's, and kernels since 6.12 move all-zero ones to the zero page.
+ * Returns: FOLIO_*, all of them if it cannot be known.
  */
-bool hostmap_large_folio(struct umbra_hostmap *map, uint64_t start, uint64_t end);
+#define FOLIO_HUGE  1U /* mapped by a PMD */
+#define FOLIO_LARGE 2U /* of more than one page, mapped by PTEs */
+#define FOLIO_NONE  4U /* a page is not present */
+uint32_t hostmap_folios(struct umbra_hostmap *map, struct hva_range r, struct hva_range *reach);
 
 /* Would a private write to a page with these flags give it another frame? */
 static inline bool page_write_moves_private(uint32_t flags)

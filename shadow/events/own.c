@@ -184,7 +184,7 @@ static int call_planned(const struct plan *plan, struct hva_range r, int advice)
 
 	if (advice != MADV_COLLAPSE)
 		return call_madvise(r, advice);
-	for (uint32_t i = 0; i < plan->nr; i++) {
+	for (uint32_t i = 0; i < plan->calls; i++) {
 		err = call_madvise(plan->v[i], advice);
 		first = first ? first : err;
 	}
@@ -202,6 +202,29 @@ static void repair(struct umbra_own *own, struct hva_range r, const struct plan 
 	range.flags |= UMBRA_RANGE_FORCED;
 	umbra_invalidate_start(own->chain, &range);
 	umbra_invalidate_end(own->chain, &range);
+}
+
+/* The regions changed while the call was made: what lies where the file is now may be old. */
+static void announce(struct umbra_own *own, const struct plan *plan)
+{
+	struct umbra_range range;
+
+	if (!plan->nr)
+		return;
+	range = plan_range(plan);
+	range.flags |= UMBRA_RANGE_FORCED;
+	umbra_invalidate_start(own->chain, &range);
+	umbra_invalidate_end(own->chain, &range);
+}
+
+/* Everything, when there is no memory to say what. */
+static void announce_all(struct umbra_own *own, enum umbra_cause cause, bool relocates)
+{
+	struct plan plan;
+
+	plan_init(&plan, cause, relocates);
+	plan_add(&plan, (struct hva_range){ { 0 }, { ~0ULL & ~(UMBRA_PAGE_SIZE - 1) } });
+	announce(own, &plan);
 }
 
 int umbra_madvise(struct umbra_own *own, struct hva_range r, int advice)
@@ -240,6 +263,8 @@ int umbra_madvise(struct umbra_own *own, struct hva_range r, int advice)
 			shift_end(own);
 		else if (plan.cause != UMBRA_CAUSE_UNKNOWN && shifted(own, before))
 			repair(own, r, &plan);
+		if (plan.gen && !region_plan_holds(own, &plan))
+			announce_all(own, plan.cause, plan.relocates);
 		if (!err && advice == MADV_DONTFORK)
 			region_set_dontfork(own, r, true);
 		bracket_end(own, &b, err);
@@ -270,7 +295,9 @@ int umbra_madvise_batch(struct umbra_own *own, const struct hva_range *v, uint32
 		/* Every block, huge now or not: it may be split before its turn comes. */
 		plan_init(&one, UMBRA_CAUSE_COLLAPSE, true);
 		if (moves)
-			err = plan_add(&one, v[i]);
+			err = plan_add(&one, v[i]) || region_plan_advice(own, v[i], advice, &one)
+				      ? -ENOMEM
+				      : 0;
 		else
 			err = plan_madvise(own, v[i], advice, &one);
 		plan.cause = one.cause;
@@ -477,29 +504,6 @@ static int plan_file(struct umbra_own *own, int fd, int mode, uint64_t offset, u
 	if (mode & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE))
 		return region_plan_file(own, fd, offset & ~(UMBRA_PAGE_SIZE - 1), ~0ULL, plan);
 	return 0;
-}
-
-/* The regions changed while the call was made: what lies where the file is now may be old. */
-static void announce(struct umbra_own *own, const struct plan *plan)
-{
-	struct umbra_range range;
-
-	if (!plan->nr)
-		return;
-	range = plan_range(plan);
-	range.flags |= UMBRA_RANGE_FORCED;
-	umbra_invalidate_start(own->chain, &range);
-	umbra_invalidate_end(own->chain, &range);
-}
-
-/* Everything, when there is no memory to say what. */
-static void announce_all(struct umbra_own *own, enum umbra_cause cause, bool relocates)
-{
-	struct plan plan;
-
-	plan_init(&plan, cause, relocates);
-	plan_add(&plan, (struct hva_range){ { 0 }, { ~0ULL & ~(UMBRA_PAGE_SIZE - 1) } });
-	announce(own, &plan);
 }
 
 static int call_file(struct umbra_own *own, int fd, int mode, uint64_t offset, uint64_t len)

@@ -60,7 +60,8 @@ struct plan {
 	uint32_t nr, cap;
 	enum umbra_cause cause;
 	bool relocates;
-	uint64_t gen; /* the regions' generation it was made from, if it was */
+	uint32_t calls; /* collapse: so many ranges from the first are what is asked for */
+	uint64_t gen;   /* the regions' generation it was made from, if it was */
 	struct hva_range few[PLAN_INLINE];
 };
 
@@ -74,6 +75,12 @@ int plan_madvise(const struct umbra_own *own, struct hva_range r, int advice, st
 /* Cause and relocates alone, for advice that changes exactly its range; false for other advice. */
 bool plan_is_exact(int advice, enum umbra_cause *cause, bool *relocates);
 
+/* @r widened to all folios that it cuts, as far as they may reach. */
+struct hva_range own_widen_folios(const struct umbra_own *own, struct hva_range r);
+
+/* What advice to @r changes in other regions of the files mapped there. Returns: 0, -ENOMEM. */
+int region_plan_advice(const struct umbra_own *own, struct hva_range r, int advice,
+		       struct plan *plan);
 /* Ranges of regions that map bytes [@start, @end) of @fd. Returns: 0, -ENOMEM. */
 int region_plan_file(struct umbra_own *own, int fd, uint64_t start, uint64_t end,
 		     struct plan *plan);

@@ -6,6 +6,8 @@
 #include "shadow/events/hostmap.h"
 #include "shadow/events/own.h"
 
+#define PLAN_LOOKS (64ULL << 30) /* bytes that a plan looks at, at most */
+
 void plan_init(struct plan *plan, enum umbra_cause cause, bool relocates)
 {
 	plan->v = plan->few;
@@ -14,6 +16,7 @@ void plan_init(struct plan *plan, enum umbra_cause cause, bool relocates)
 	plan->cause = cause;
 	plan->relocates = relocates;
 	plan->gen = 0;
+	plan->calls = 0;
 }
 
 void plan_fini(struct plan *plan)
@@ -28,7 +31,7 @@ int plan_add(struct plan *plan, struct hva_range r)
 
 	if (hva_range_empty(r))
 		return 0;
-	if (plan->nr && plan->v[plan->nr - 1].end.v == r.start.v) {
+	if (plan->nr > plan->calls && plan->v[plan->nr - 1].end.v == r.start.v) {
 		plan->v[plan->nr - 1].end = r.end;
 		return 0;
 	}
@@ -53,10 +56,7 @@ bool plan_is_exact(int advice, enum umbra_cause *cause, bool *relocates)
 	switch (advice) {
 	case MADV_DONTNEED:
 	case MADV_DONTNEED_LOCKED: *cause = UMBRA_CAUSE_DISCARD; return true;
-	case MADV_REMOVE: *cause = UMBRA_CAUSE_REMOVE; return true;
 	case MADV_UNMERGEABLE: *cause = UMBRA_CAUSE_COW; return true;
-	case MADV_SOFT_OFFLINE: *cause = UMBRA_CAUSE_MIGRATE; return true;
-	case MADV_HWPOISON:
 	case MADV_GUARD_INSTALL: *cause = UMBRA_CAUSE_GUARD; return true;
 	default: return false;
 	}
@@ -72,6 +72,20 @@ static bool mapped_huge(const struct umbra_own *own, uint64_t block)
 	       hostmap_peek(own->map, (hva_t){ block }, &flags) || (flags & UMBRA_PAGE_HUGE);
 }
 
+/*
+ * Nothing is on either side of the cut @at: a fault between the plan and the call may put a large
+ * page over it. Where one side has a small page, none fits.
+ */
+static bool vacant(const struct umbra_own *own, uint64_t at)
+{
+	uint32_t before, after;
+
+	if (!own->map || hostmap_peek(own->map, (hva_t){ at - UMBRA_PAGE_SIZE }, &before) ||
+	    hostmap_peek(own->map, (hva_t){ at }, &after))
+		return true;
+	return !((before | after) & UMBRA_PAGE_PRESENT);
+}
+
 /* Cutting a mapping, or aging a part of it, splits the 2M page at the cut: the blocks that @r
  * covers in part. */
 static int plan_edges(const struct umbra_own *own, struct hva_range r, struct plan *plan)
@@ -80,9 +94,12 @@ static int plan_edges(const struct umbra_own *own, struct hva_range r, struct pl
 	const uint64_t first = r.start.v & ~mask, last = r.end.v & ~mask;
 	int err = 0;
 
-	if ((first != r.start.v || (first == last && r.end.v != last)) && mapped_huge(own, first))
+	if ((first != r.start.v || (first == last && r.end.v != last)) &&
+	    (mapped_huge(own, first) || vacant(own, r.start.v) ||
+	     (first == last && vacant(own, r.end.v))))
 		err = plan_add(plan, (struct hva_range){ { first }, { first + UMBRA_HUGE_SIZE } });
-	if (!err && last != r.end.v && last != first && mapped_huge(own, last))
+	if (!err && last != r.end.v && last != first &&
+	    (mapped_huge(own, last) || vacant(own, r.end.v)))
 		err = plan_add(plan, (struct hva_range){ { last }, { last + UMBRA_HUGE_SIZE } });
 	return err;
 }
@@ -142,9 +159,24 @@ static int plan_populate_write(const struct umbra_own *own, struct hva_range r, 
 	return err;
 }
 
+struct hva_range own_widen_folios(const struct umbra_own *own, struct hva_range r)
+{
+	const uint64_t far = UMBRA_HUGE_SIZE - UMBRA_PAGE_SIZE;
+	const struct hva_range w = hva_range_widen(r);
+	struct hva_range reach = w;
+
+	if (own->map) {
+		hostmap_folios(own->map, w, &reach);
+		return reach;
+	}
+	reach.start.v = w.start.v > far ? w.start.v - far : 0;
+	reach.end.v = w.end.v < ~far ? w.end.v + far : w.end.v;
+	return reach;
+}
+
 /*
- * Advice to a part of a large folio splits it, and the split may move pages of it that lie outside @r. So 2M blocks that @r meets and
- * where such a folio is are bracketed whole; elsewhere what is in @r if @inside, else nothing.
+ * Advice to a part of a large folio splits it, and the split may move pages of it that lie outside
+ * @r. So such folios are bracketed whole; elsewhere what is in @r if @inside, else nothing.
  */
 static int plan_folios(const struct umbra_own *own, struct hva_range r, bool inside,
 		       struct plan *plan)
@@ -155,21 +187,57 @@ static int plan_folios(const struct umbra_own *own, struct hva_range r, bool ins
 
 	for (uint64_t block = w.start.v & ~mask; !err && block < w.end.v;
 	     block += UMBRA_HUGE_SIZE) {
-		const struct hva_range all = { { block }, { block + UMBRA_HUGE_SIZE } };
+		const uint64_t end = block + UMBRA_HUGE_SIZE;
 		const struct hva_range part = {
 			{ w.start.v > block ? w.start.v : block },
-			{ w.end.v < all.end.v ? w.end.v : all.end.v },
+			{ w.end.v < end ? w.end.v : end },
 		};
-		const bool cut = part.start.v != block || part.end.v != all.end.v;
+		struct hva_range reach;
+		uint32_t found = FOLIO_LARGE;
 
-		if (all.end.v < block) /* the last block of all: nothing can be mapped there */
+		if (end < block) /* the last block of all: nothing can be mapped there */
 			return plan_add(plan, part);
-		if ((cut && mapped_huge(own, block)) || !own->map ||
-		    hostmap_large_folio(own->map, block, all.end.v))
-			err = plan_add(plan, all);
+		if (own->map)
+			found = hostmap_folios(own->map, part, &reach);
+		else
+			reach = own_widen_folios(own, part);
+		if ((part.start.v != block && vacant(own, part.start.v)) ||
+		    (part.end.v != end && vacant(own, part.end.v))) {
+			found |= FOLIO_LARGE;
+			reach.start.v = reach.start.v < block ? reach.start.v : block;
+			reach.end.v = reach.end.v > end ? reach.end.v : end;
+		}
+		if ((found & FOLIO_LARGE) || reach.start.v < part.start.v ||
+		    reach.end.v > part.end.v)
+			err = plan_add(plan, reach);
 		else if (inside)
 			err = plan_add(plan, part);
 	}
+	return err;
+}
+
+static int plan_inexact(const struct umbra_own *own, struct hva_range r, int advice,
+			struct plan *plan)
+{
+	int err;
+
+	/* More than is worth a look at each block: announced as it is. */
+	if (r.end.v - r.start.v > PLAN_LOOKS) {
+		err = plan_add(plan, r);
+		plan->calls = plan->nr;
+		plan->relocates = true;
+		return err ? err : region_plan_advice(own, r, advice, plan);
+	}
+	if (advice == MADV_COLLAPSE)
+		err = plan_collapse(own, r, plan);
+	else
+		err = plan_folios(own, r, advice != MADV_COLD, plan);
+	plan->calls = plan->nr;
+	if (!err && (plan->nr || advice != MADV_COLLAPSE))
+		err = region_plan_advice(own, r, advice, plan);
+	/* A folio that is split gives its zero pages away. */
+	if (plan->nr)
+		plan->relocates = true;
 	return err;
 }
 
@@ -183,21 +251,18 @@ int plan_madvise(const struct umbra_own *own, struct hva_range r, int advice, st
 		return plan_add(plan, r);
 	}
 	switch (advice) {
-	case MADV_COLLAPSE:
-		plan_init(plan, UMBRA_CAUSE_COLLAPSE, true);
-		return plan_collapse(own, r, plan);
+	case MADV_COLLAPSE: plan_init(plan, UMBRA_CAUSE_COLLAPSE, true); break;
+	case MADV_FREE: plan_init(plan, UMBRA_CAUSE_FREE, true); break;
+	case MADV_PAGEOUT: plan_init(plan, UMBRA_CAUSE_SWAP, true); break;
+	case MADV_COLD: plan_init(plan, UMBRA_CAUSE_SPLIT, false); break;
+	case MADV_REMOVE: plan_init(plan, UMBRA_CAUSE_REMOVE, true); break;
+	case MADV_SOFT_OFFLINE: plan_init(plan, UMBRA_CAUSE_MIGRATE, true); break;
+	case MADV_HWPOISON: plan_init(plan, UMBRA_CAUSE_GUARD, true); break;
 	case MADV_POPULATE_WRITE:
 		plan_init(plan, UMBRA_CAUSE_COW, true);
+		if (r.end.v - r.start.v > PLAN_LOOKS)
+			return plan_add(plan, r);
 		return plan_populate_write(own, r, plan);
-	case MADV_FREE:
-		plan_init(plan, UMBRA_CAUSE_FREE, true);
-		return plan_folios(own, r, true, plan);
-	case MADV_PAGEOUT:
-		plan_init(plan, UMBRA_CAUSE_SWAP, true);
-		return plan_folios(own, r, true, plan);
-	case MADV_COLD:
-		plan_init(plan, UMBRA_CAUSE_SPLIT, false);
-		return plan_folios(own, r, false, plan);
 	case MADV_WILLNEED:
 	case MADV_POPULATE_READ:
 	case MADV_GUARD_REMOVE: plan_init(plan, UMBRA_CAUSE_UNKNOWN, false); return 0;
@@ -205,4 +270,5 @@ int plan_madvise(const struct umbra_own *own, struct hva_range r, int advice, st
 		plan_init(plan, UMBRA_CAUSE_SPLIT, false);
 		return plan_edges(own, r, plan);
 	}
+	return plan_inexact(own, r, advice, plan);
 }

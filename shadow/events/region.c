@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <linux/magic.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include "shadow/events/hostmap.h"
@@ -287,49 +288,103 @@ int region_plan_fork(struct umbra_own *own, struct plan *plan)
 	return err;
 }
 
-static bool huge_at(const struct umbra_own *own, uint64_t hva)
+/* Where bytes [@start, @end) of its file are in a region; empty if they are not. */
+static struct hva_range bytes_at(const struct umbra_region *pub, uint64_t start, uint64_t end)
 {
-	uint32_t flags;
+	const uint64_t first = pub->file_offset;
+	const uint64_t last = first + (pub->hva.end.v - pub->hva.start.v);
+	const uint64_t from = start > first ? start : first, to = end < last ? end : last;
 
-	return !own->map || !umbra_hostmap_has_scan(own->map) ||
-	       hostmap_peek(own->map, (hva_t){ hva }, &flags) || (flags & UMBRA_PAGE_HUGE);
+	if (from >= to)
+		return (struct hva_range){ pub->hva.start, pub->hva.start };
+	return (struct hva_range){ { pub->hva.start.v + (from - first) },
+				   { pub->hva.start.v + (to - first) } };
+}
+
+/* The 2M of the file around @at, if they may be a large folio: a change that cuts one splits it. */
+static int plan_cut(const struct umbra_own *own, const struct umbra_region *pub, uint64_t at,
+		    struct plan *plan)
+{
+	const uint64_t block = at & ~(UMBRA_HUGE_SIZE - 1);
+	const struct hva_range r = bytes_at(pub, block, block + UMBRA_HUGE_SIZE);
+	struct hva_range reach;
+
+	if (pub->hugepage || at == block || hva_range_empty(r))
+		return 0;
+	return !own->map || hostmap_folios(own->map, r, &reach) ? plan_add(plan, r) : 0;
 }
 
 /*
  * File bytes [@start, @end) of one region. Only whole pages of it are freed; bytes of a page at
- * either end are zeroed in place, which moves nothing, unless the page is part of a THP: that is
- * split.
+ * either end are zeroed in place, which moves nothing, unless the page is part of a large folio.
  */
 static int plan_region_file(const struct umbra_own *own, const struct umbra_region *pub,
 			    uint64_t start, uint64_t end, struct plan *plan)
 {
 	const uint64_t page = pub->hugepage ? pub->hugepage : UMBRA_PAGE_SIZE;
+	const uint64_t from = start > ~0ULL - page ? start : (start + page - 1) / page * page;
+	int err = plan_cut(own, pub, start, plan);
+
+	if (!err)
+		err = plan_add(plan, bytes_at(pub, from, end == ~0ULL ? end : end / page * page));
+	return err ? err : plan_cut(own, pub, end, plan);
+}
+
+/* Advice that frees nothing, in another mapping of file bytes [@start, @end). */
+static int plan_other_mapping(const struct umbra_own *own, const struct umbra_region *pub,
+			      const uint64_t bytes[2], int advice, struct plan *plan)
+{
 	const uint64_t first = pub->file_offset;
 	const uint64_t last = first + (pub->hva.end.v - pub->hva.start.v);
-	const uint64_t from = start > first ? start : first, to = end < last ? end : last;
-	const uint64_t whole_from = from == first ? from : (from + page - 1) / page * page;
-	const uint64_t whole_to = to == last ? to : to / page * page;
-	const uint64_t cuts[2] = { from, to };
+	uint64_t block = bytes[0] > first ? bytes[0] : first;
 	int err = 0;
 
-	if (from >= to)
-		return 0;
-	for (unsigned int i = 0; !err && !pub->hugepage && i < 2; i++) {
-		const uint64_t hva = pub->hva.start.v + (cuts[i] - first);
-		const uint64_t block = hva & ~(UMBRA_HUGE_SIZE - 1);
+	for (block &= ~(UMBRA_HUGE_SIZE - 1); !err && block < bytes[1] && block < last;
+	     block += UMBRA_HUGE_SIZE) {
+		const struct hva_range r = bytes_at(pub, block, block + UMBRA_HUGE_SIZE);
+		struct hva_range reach;
 
-		if (i == 1 && whole_from < whole_to)
-			err = plan_add(plan, (struct hva_range){
-						     { pub->hva.start.v + (whole_from - first) },
-						     { pub->hva.start.v + (whole_to - first) } });
-		if (!err && (cuts[i] & (UMBRA_PAGE_SIZE - 1)) && huge_at(own, hva))
-			err = plan_add(
-				plan, (struct hva_range){ { block }, { block + UMBRA_HUGE_SIZE } });
+		if (hva_range_empty(r))
+			continue;
+		if (advice == MADV_COLLAPSE || advice == MADV_PAGEOUT || !own->map ||
+		    (hostmap_folios(own->map, r, &reach) & (FOLIO_HUGE | FOLIO_LARGE)))
+			err = plan_add(plan, r);
 	}
-	if (pub->hugepage && whole_from < whole_to)
-		err = plan_add(plan,
-			       (struct hva_range){ { pub->hva.start.v + (whole_from - first) },
-						   { pub->hva.start.v + (whole_to - first) } });
+	return err;
+}
+
+int region_plan_advice(const struct umbra_own *own, struct hva_range r, int advice,
+		       struct plan *plan)
+{
+	/* A plan changes nothing of @own; its lock is none of that. */
+	pthread_mutex_t *lock = (pthread_mutex_t *)&own->regions_lock;
+	int err = 0;
+
+	pthread_mutex_lock(lock);
+	for (uint32_t i = first_after(own, r.start.v); !err && i < own->nregions; i++) {
+		const struct own_region *one = &own->regions[i];
+		const uint64_t base = one->pub.file_offset - one->pub.hva.start.v;
+		uint64_t bytes[2] = { one->pub.hva.start.v, one->pub.hva.end.v };
+
+		if (!hva_ranges_meet(one->pub.hva, r))
+			break;
+		if (one->pub.fd < 0)
+			continue;
+		bytes[0] = (bytes[0] > r.start.v ? bytes[0] : r.start.v) + base;
+		bytes[1] = (bytes[1] < r.end.v ? bytes[1] : r.end.v) + base;
+		plan->gen = own->regions_gen;
+		for (uint32_t k = 0; !err && k < own->nregions; k++) {
+			const struct own_region *other = &own->regions[k];
+
+			if (other->pub.fd < 0 || other->dev != one->dev || other->ino != one->ino)
+				continue;
+			if (advice == MADV_REMOVE)
+				err = plan_region_file(own, &other->pub, bytes[0], bytes[1], plan);
+			else if (k != i)
+				err = plan_other_mapping(own, &other->pub, bytes, advice, plan);
+		}
+	}
+	pthread_mutex_unlock(lock);
 	return err;
 }
 

@@ -186,3 +186,137 @@ Test(own_regress, a_punch_planned_before_a_move_covers_the_new_place)
 	moved_during(punch_now, &fd, p, fd, UMBRA_CAUSE_REMOVE);
 	close(fd);
 }
+
+/* ---- files ---------------------------------------------------------------------------------- */
+
+/* @bytes of a file, in two mappings with a region each; the first block is one large folio. */
+static void two_mappings(size_t bytes, int *fd, char *p[2])
+{
+	p[0] = host_memfd(&h, bytes, fd);
+	p[1] = host_map(&h, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, *fd);
+	cr_assert(p[0] && p[1]);
+	for (size_t at = 0; at < bytes; at += PAGE)
+		p[0][at] = 1;
+	if (madvise(p[0], HUGE, MADV_COLLAPSE))
+		cr_skip_test("the host does not collapse files");
+	/* 4K leaves over the folio in the second mapping. */
+	cr_assert(!umbra_mprotect(h.own, hva_range_of(p[1], PAGE), PROT_READ));
+	cr_assert(!umbra_mprotect(h.own, hva_range_of(p[1], PAGE), PROT_READ | PROT_WRITE));
+	cr_assert(host_touch(&h, p[0], bytes, RW));
+	cr_assert(host_touch(&h, p[1], bytes, RW));
+	sound();
+}
+
+Test(own_regress, a_punch_in_a_large_folio_drops_it_in_every_mapping)
+{
+	char *p[2];
+	int fd;
+
+	two_mappings(2 * HUGE, &fd, p);
+	cr_assert(!umbra_fallocate(h.own, fd, 3, 8 * PAGE, PAGE));
+	sound();
+	cr_assert_eq(host_leaf(&h, p[1] + 8 * PAGE), 0);
+}
+
+Test(own_regress, truncation_in_a_large_folio_drops_it_in_every_mapping)
+{
+	char *p[2];
+	int fd;
+
+	two_mappings(HUGE, &fd, p);
+	cr_assert(!umbra_ftruncate(h.own, fd, HUGE / 2));
+	sound();
+	cr_assert_eq(host_leaf(&h, p[1] + HUGE / 2), 0);
+}
+
+Test(own_regress, advice_through_one_mapping_is_announced_for_the_other)
+{
+	const int advices[] = { MADV_REMOVE, MADV_COLD, MADV_PAGEOUT };
+
+	for (int i = 0; i < 3; i++) {
+		char *p[2];
+		int fd;
+
+		two_mappings(HUGE, &fd, p);
+		umbra_madvise(h.own, hva_range_of(p[0] + 8 * PAGE, PAGE), advices[i]);
+		sound();
+		cr_assert_eq(host_leaf(&h, p[1] + 8 * PAGE), 0);
+	}
+}
+
+Test(own_regress, collapse_through_one_mapping_is_announced_for_the_other)
+{
+	int fd;
+	char *p = host_memfd(&h, HUGE, &fd);
+	char *q = host_map(&h, HUGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+
+	cr_assert(p && q);
+	cr_assert(host_touch(&h, p, HUGE, RW));
+	cr_assert(host_touch(&h, q, HUGE, RW));
+	umbra_madvise(h.own, hva_range_of(p, HUGE), MADV_COLLAPSE);
+	sound();
+	cr_assert_eq(host_leaf(&h, q), 0);
+}
+
+/* ---- anonymous folios ------------------------------------------------------------------------ */
+
+Test(own_regress, advice_to_a_folio_off_its_alignment_reaches_all_of_it)
+{
+	const int advices[] = { MADV_COLD, MADV_FREE, MADV_PAGEOUT };
+
+	for (int i = 0; i < 3; i++) {
+		char *p = host_anon(&h, 3 * HUGE), *to = p + HUGE;
+		hva_t now;
+
+		if (!host_make_thp(&h, p))
+			cr_skip_test("the host gives no transparent hugepage");
+		memset(p + PAGE, 0, HUGE - PAGE);
+		cr_assert(!umbra_mremap(h.own, hva_range_of(p, HUGE), HUGE,
+					MREMAP_MAYMOVE | MREMAP_FIXED,
+					(hva_t){ (uintptr_t)to + HUGE / 2 }, &now));
+		cr_assert(host_touch(&h, to + HUGE / 2, HUGE, RW));
+		cr_assert(!umbra_madvise(h.own, hva_range_of(to + HUGE / 2, PAGE), advices[i]));
+		sound();
+		cr_assert_eq(host_leaf(&h, to + HUGE + PAGE), 0);
+	}
+}
+
+Test(own_regress, cold_splits_no_folio_with_a_pinned_page)
+{
+	char *p = host_anon(&h, HUGE);
+	struct umbra_pin pin;
+
+	if (!host_make_thp(&h, p))
+		cr_skip_test("the host gives no transparent hugepage");
+	memset(p + PAGE, 0, HUGE - PAGE);
+	cr_assert(host_touch(&h, p, HUGE, RW));
+	cr_assert(!umbra_pin(h.root, (gfn_t){ (uintptr_t)(p + 100 * PAGE) >> 12 }, 1, &pin));
+	cr_assert_eq(umbra_madvise(h.own, hva_range_of(p, PAGE), MADV_COLD), -EBUSY);
+	cr_assert(umbra_unpin(h.mmu, &pin));
+	cr_assert(!umbra_madvise(h.own, hva_range_of(p, PAGE), MADV_COLD));
+	sound();
+}
+
+Test(own_regress, advice_where_nothing_is_mapped_yet_is_bracketed_against_a_fault_between)
+{
+	const int advices[] = { MADV_COLD, MADV_FREE, MADV_DONTDUMP };
+	char *p = host_anon(&h, HUGE);
+	uint64_t starts;
+
+	for (int i = 0; i < 3; i++) {
+		starts = host_starts(&h);
+		cr_assert(!umbra_madvise(h.own, hva_range_of(p, HUGE / 2), advices[i]));
+		cr_assert_eq(host_starts(&h) - starts, 1);
+	}
+	sound();
+}
+
+Test(own_regress, advice_to_the_whole_address_space_ends)
+{
+	const struct hva_range all = { { PAGE }, { ~0ULL & ~(PAGE - 1) } };
+	char *p = small(HUGE);
+
+	cr_assert(host_touch(&h, p, HUGE, RW));
+	cr_assert_lt(umbra_madvise(h.own, all, MADV_COLD), 0);
+	sound();
+}
