@@ -95,11 +95,11 @@ static int plan_edges(const struct umbra_own *own, struct hva_range r, struct pl
 	int err = 0;
 
 	if ((first != r.start.v || (first == last && r.end.v != last)) &&
-	    (mapped_huge(own, first) || vacant(own, r.start.v) ||
-	     (first == last && vacant(own, r.end.v))))
+	    (vacant(own, r.start.v) || (first == last && vacant(own, r.end.v)) ||
+	     mapped_huge(own, first)))
 		err = plan_add(plan, (struct hva_range){ { first }, { first + UMBRA_HUGE_SIZE } });
 	if (!err && last != r.end.v && last != first &&
-	    (mapped_huge(own, last) || vacant(own, r.end.v)))
+	    (vacant(own, r.end.v) || mapped_huge(own, last)))
 		err = plan_add(plan, (struct hva_range){ { last }, { last + UMBRA_HUGE_SIZE } });
 	return err;
 }
@@ -194,15 +194,18 @@ static int plan_folios(const struct umbra_own *own, struct hva_range r, bool ins
 		};
 		struct hva_range reach;
 		uint32_t found = FOLIO_LARGE;
+		bool open;
 
 		if (end < block) /* the last block of all: nothing can be mapped there */
 			return plan_add(plan, part);
+		/* Asked first: what comes after it is seen by the look at the folios. */
+		open = (part.start.v != block && vacant(own, part.start.v)) ||
+		       (part.end.v != end && vacant(own, part.end.v));
 		if (own->map)
 			found = hostmap_folios(own->map, part, &reach);
 		else
 			reach = own_widen_folios(own, part);
-		if ((part.start.v != block && vacant(own, part.start.v)) ||
-		    (part.end.v != end && vacant(own, part.end.v))) {
+		if (open) {
 			found |= FOLIO_LARGE;
 			reach.start.v = reach.start.v < block ? reach.start.v : block;
 			reach.end.v = reach.end.v > end ? reach.end.v : end;
