@@ -244,7 +244,8 @@ static bool writable_now_locked(struct vm *vm, uint64_t page)
 	struct umbra_resolved res;
 	int e = vm_mmu_ops.resolve(vm, &req, &res);
 
-	return e == 0 || e == -EAGAIN;
+	/* what else is wrong with it, the fault that comes again will say */
+	return e != -EACCES;
 }
 
 bool hostcall_lift_protection(struct vm *vm, gpa_t gpa)
@@ -440,11 +441,17 @@ int64_t action_remap(struct vm *vm, struct hva_range r)
 	scratch = (uint64_t)(uintptr_t)area;
 	scratch += (r.start.v - scratch) & (UMBRA_HUGE_SIZE - 1);
 	memory_access_close(vm);
+	/*
+	 * A protection lifted meanwhile would be lifted from what stays behind, and come back with the
+	 * pages: nobody could write to them any more.
+	 */
+	pthread_mutex_lock(&vm->actions->lock);
 	e = umbra_own_start(vm->own, r, UMBRA_CAUSE_REMAP, true);
 	if (!e) {
 		e = move_there_and_back(vm, r, scratch);
 		umbra_own_end(vm->own, r, UMBRA_CAUSE_REMAP, true);
 	}
+	pthread_mutex_unlock(&vm->actions->lock);
 	memory_access_open(vm);
 	munmap(area, size);
 	return e;
