@@ -178,7 +178,7 @@ int dev_outs(struct vm *vm, struct vcpu *vcpu, uint16_t port, unsigned int bytes
 		}
 		if (!values || guest_read(vm, from, buf, size))
 			return -EFAULT;
-		for (size_t at = 0; at < size; at += bytes) {
+		for (size_t at = 0; at < size && !vm_stopping(vm); at += bytes) {
 			uint32_t value = 0;
 
 			memcpy(&value, buf + at, bytes);

@@ -1,8 +1,12 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /* The program: the only place that prints errors of set-up and that exits. */
+#include <fcntl.h>
+#include <malloc.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <vmm/args.h>
 
 #ifndef UMBRA_VERSION
@@ -34,12 +38,33 @@ static int run(const struct vm_config *config)
 	return code;
 }
 
+/* What we open must never become standard input, output or error: the guest's bytes would go there. */
+static bool open_standard_descriptors(void)
+{
+	int fd;
+
+	do
+		fd = open("/dev/null", O_RDWR);
+	while (fd >= 0 && fd <= STDERR_FILENO);
+	if (fd < 0)
+		return false;
+	close(fd);
+	return true;
+}
+
 int main(int argc, char **argv)
 {
 	enum args_command command = ARGS_HELP;
 	struct vm_config config;
 	struct vm_error err = { 0 };
 
+	if (!open_standard_descriptors()) {
+		perror("umbra: /dev/null");
+		return VMM_EXIT_CANNOT_RUN;
+	}
+	/* one arena: glibc opens a file of /proc before it shrinks another, which the sandbox forbids */
+	mallopt(M_ARENA_MAX, 1);
+	signal(SIGXFSZ, SIG_IGN); /* a limit on files is an error like others, with its text */
 	if (args_parse(argc, argv, &command, &config, &err)) {
 		fprintf(stderr, "umbra: %s\n", err.text);
 		return (int)err.code;

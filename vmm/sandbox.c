@@ -12,6 +12,7 @@
 #include <signal.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -105,6 +106,7 @@ static const struct {
 	{ UFFDIO_CONTINUE, KIND(READER) },
 	{ UFFDIO_WRITEPROTECT, KIND(READER) },
 	{ UFFDIO_UNREGISTER, KIND(MAIN) },
+	{ TCGETS, KIND(MAIN) }, /* stdio asks at its first write whether it is a terminal */
 };
 
 /* ---- refusal -----------------------------------------------------------------------------------

@@ -116,6 +116,15 @@ static int create_uffd(struct vm *vm, struct vm_error *err)
 		return 0;
 	}
 	e = umbra_uffd_open(&vm->uffd, vm->chain, &config, &tried);
+	if (!e && config.fd >= 0 && tried.passed_fd) {
+		umbra_uffd_close(vm->uffd);
+		vm->uffd = NULL;
+		return vm_fail(
+			err, VMM_EXIT_CANNOT_RUN,
+			"--uffd-fd %d: %s; give a descriptor that userfaultfd(2), or USERFAULTFD_IOC_NEW on "
+			"/dev/userfaultfd, has returned and nobody has used, or leave the option out",
+			config.fd, strerror(-tried.passed_fd));
+	}
 	if (!e)
 		return 0;
 	return vm_fail(
