@@ -73,9 +73,9 @@ if [ -r /dev/kvm ] && [ -w /dev/kvm ] && [ -x "$GUESTS/hello" ]; then
 	expect stats_as_text 0 'Check and audit: .* no violation' $run --stats "$image"
 	expect stats_as_json_is_the_last_line 0 '^object 0$' sh -c \
 		'"$@" | tail -n 1 | jq -r "(type) + \" \" + (.exit | tostring)"' sh $run --stats=json "$image"
-	expect stats_as_json_into_a_device 0 '^$' sh -c '"$@" >/dev/null' sh $run --stats=json "$image"
-	expect a_passed_descriptor_that_is_no_userfaultfd 77 'uffd-fd 5: ' sh -c '"$@" 5</dev/null' sh $run --uffd-fd 5 "$image"
-	expect closed_standard_output_is_not_our_own_descriptor 0 '^$' sh -c '"$@" >&- 2>&-' sh $run "$image"
+	expect stats_as_json_into_a_device 0 'status 0' sh -c '"$@" >/dev/null; s=$?; echo "status $s"; exit $s' sh $run --stats=json "$image"
+	expect a_passed_descriptor_that_is_no_userfaultfd 77 'uffd-fd 5: ' sh -c '"$@" 5</dev/null' sh "$VMM" run --uffd-fd 5 "$image"
+	expect closed_standard_output_is_not_our_own_descriptor 0 'status 0' sh -c 'sh -c "\"\$@\" >&- 2>&-" sh "$@"; s=$?; echo "status $s"; exit $s' sh $run "$image"
 	expect crash_is_told 3 'invalid opcode' $run "$GUESTS/crash"
 	timeout --preserve-status -s INT 2 $run "$GUESTS/spin" >"$scratch/out" 2>&1
 	got=$?
