@@ -2,6 +2,7 @@
 /* What the host does to guest memory: discard, protect, split, collapse, swap, remap, fork, and the
  * check of it all. */
 #include <errno.h>
+#include <sched.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +23,8 @@
 #endif
 
 #define CHUNK_PAGES 512 /* looked at in one piece */
+
+#define COLLAPSE_TRIES 50
 
 struct actions {
 	/*
@@ -338,7 +341,16 @@ int64_t action_collapse(struct vm *vm, struct hva_range r)
 	r.start.v = first;
 	r.end.v &= ~(UMBRA_HUGE_SIZE - 1);
 	e = umbra_madvise(vm->own, r, MADV_HUGEPAGE);
-	return e ? e : umbra_madvise(vm->own, r, MADV_COLLAPSE);
+	if (e)
+		return e;
+	/* the kernel gives up when it meets a page that is just in use, and says: again */
+	for (int i = 0; i < COLLAPSE_TRIES; i++) {
+		e = umbra_madvise(vm->own, r, MADV_COLLAPSE);
+		if (e != -EAGAIN || vm_stopping(vm))
+			break;
+		sched_yield();
+	}
+	return e;
 }
 
 /* ---- swap --------------------------------------------------------------------------------------

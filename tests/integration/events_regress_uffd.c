@@ -3,6 +3,7 @@
 #include <criterion/criterion.h>
 #include <dirent.h>
 #include <signal.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include "tests/integration/events_host.h"
 
@@ -386,4 +387,22 @@ Test(uffd_regress_close, what_cannot_be_settled_stays_refused_and_without_a_leaf
 	done = true;
 	pthread_join(t, NULL);
 	cr_assert_eq(host_fault_once(&h, p, RW), UMBRA_FAULT_RETRY);
+}
+
+Test(uffd_regress, a_passed_descriptor_is_used_and_not_closed)
+{
+	const int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	struct umbra_uffd_config config = { .own = h.own, .fd = fd };
+	struct umbra_uffd_tried tried;
+
+	if (fd < 0)
+		cr_skip_test("no userfaultfd for kernel faults here");
+	cr_assert(!umbra_uffd_open(&uffd, h.chain, &config, &tried));
+	cr_assert_eq(umbra_uffd_fd(uffd), fd);
+	cr_assert_eq(tried.passed_fd, 0);
+	cr_assert_eq(tried.dev, 1);
+	umbra_uffd_close(uffd);
+	uffd = NULL;
+	cr_assert_geq(fcntl(fd, F_GETFD), 0);
+	close(fd);
 }

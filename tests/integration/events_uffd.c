@@ -568,22 +568,6 @@ static int descriptor(void)
 	return fd;
 }
 
-Test(uffd, a_passed_descriptor_is_used_and_not_closed)
-{
-	const int fd = descriptor();
-	struct umbra_uffd_config config = { .own = h.own, .fd = fd };
-	struct umbra_uffd_tried tried;
-
-	cr_assert(!umbra_uffd_open(&uffd, h.chain, &config, &tried));
-	cr_assert_eq(umbra_uffd_fd(uffd), fd);
-	cr_assert_eq(tried.passed_fd, 0);
-	cr_assert_eq(tried.dev, 1);
-	umbra_uffd_close(uffd);
-	uffd = NULL;
-	cr_assert_geq(fcntl(fd, F_GETFD), 0);
-	close(fd);
-}
-
 Test(uffd, a_passed_descriptor_serves_without_any_right)
 {
 	struct umbra_uffd_config config = { .own = h.own, .fault = on_fault, .fd = descriptor() };
