@@ -348,10 +348,12 @@ int umbra_uffd_writeprotect(struct umbra_uffd *u, struct hva_range r, bool on)
 
 int umbra_uffd_move(struct umbra_uffd *u, hva_t dst, hva_t src, uint64_t len, uint64_t *done)
 {
-	const struct hva_range v[2] = { { src, { src.v + len } }, { dst, { dst.v + len } } };
+	const struct hva_range from = { src, { src.v + len } }, to = { dst, { dst.v + len } };
+	/* a part of a large folio can only leave it when it is split, which may move the rest */
+	const struct hva_range v[2] = { u->own ? own_widen_folios(u->own, from) : from, to };
 	const struct umbra_range range = {
-		.hull = { { src.v < dst.v ? src.v : dst.v },
-			  { (src.v < dst.v ? dst.v : src.v) + len } },
+		.hull = { v[0].start.v < to.start.v ? v[0].start : to.start,
+			  v[0].end.v > to.end.v ? v[0].end : to.end },
 		.v = v,
 		.nr = 2,
 		.flags = UMBRA_RANGE_RELOCATES |
@@ -364,7 +366,7 @@ int umbra_uffd_move(struct umbra_uffd *u, hva_t dst, hva_t src, uint64_t len, ui
 
 	if (err)
 		return err;
-	err = resolve_all(u, step_move, v[1], (const void *)(uintptr_t)src.v, done);
+	err = resolve_all(u, step_move, to, (const void *)(uintptr_t)src.v, done);
 	umbra_invalidate_end(u->chain, &range);
 	return err;
 }

@@ -406,3 +406,35 @@ Test(uffd_regress, a_passed_descriptor_is_used_and_not_closed)
 	cr_assert_geq(fcntl(fd, F_GETFD), 0);
 	close(fd);
 }
+
+/* ---- moving out of a large folio ---------------------------------------------------------------- */
+
+Test(uffd_regress, a_page_moved_out_of_a_large_folio_takes_the_whole_folio_along)
+{
+	struct gfn_range all;
+	uint64_t moved;
+	char *p, *q;
+
+	need_uffd();
+	if (!(umbra_uffd_features(uffd) & UFFD_FEATURE_MOVE))
+		cr_skip_test("no UFFDIO_MOVE before 6.8");
+	p = host_anon(&h, HUGE);
+	q = host_anon(&h, HUGE);
+	cr_assert(!umbra_uffd_register(uffd, hva_range_of(q, HUGE), UMBRA_UFFD_MISSING));
+	if (!host_make_thp(&h, p))
+		cr_skip_test("the host gives no transparent hugepage");
+	memset(p, 0, HUGE); /* pages of zeroes: a split gives them the zero page's frame */
+	p[5 * PAGE] = 42;
+	cr_assert(host_touch(&h, p, HUGE, RW));
+	all = (struct gfn_range){ { (uintptr_t)p / PAGE }, { (uintptr_t)p / PAGE + 512 } };
+	cr_assert_eq(umbra_split(h.mmu, all), 1);
+	cr_assert(host_sound(&h));
+	start_reader();
+	cr_assert(!umbra_uffd_move(uffd, (hva_t){ (uintptr_t)q },
+				   (hva_t){ (uintptr_t)p + 5 * PAGE }, PAGE, &moved));
+	cr_assert_eq(moved, PAGE);
+	cr_assert_eq(host_leaves(&h, p, HUGE), 0);
+	cr_assert(host_sound(&h));
+	cr_assert_eq(q[0], 42);
+	stop_reader();
+}
