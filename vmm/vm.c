@@ -33,7 +33,9 @@
 /* ---- saying things -----------------------------------------------------------------------------
  */
 
-void vm_log(const struct vm *vm, enum vm_log level, const char *fmt, ...)
+#define WARNINGS_MAX 100U
+
+void vm_log(struct vm *vm, enum vm_log level, const char *fmt, ...)
 {
 	char line[1200];
 	va_list ap;
@@ -41,6 +43,15 @@ void vm_log(const struct vm *vm, enum vm_log level, const char *fmt, ...)
 
 	if (level > vm->config.log)
 		return;
+	/* most warnings are of what a guest did, and it may do that for ever */
+	if (level == VM_LOG_WARN) {
+		const unsigned int before = atomic_fetch_add(&vm->warnings, 1);
+
+		if (before > WARNINGS_MAX)
+			return;
+		if (before == WARNINGS_MAX)
+			fmt = "more warnings than that are not shown";
+	}
 	n = snprintf(line, sizeof(line), "umbra: ");
 	va_start(ap, fmt);
 	m = vsnprintf(line + n, sizeof(line) - (size_t)n - 1, fmt, ap);
@@ -388,7 +399,7 @@ static void wait_for_stop(struct vm *vm)
 	}
 }
 
-static void log_sandbox(const struct vm *vm, const struct sandbox_effective *s)
+static void log_sandbox(struct vm *vm, const struct sandbox_effective *s)
 {
 	vm_log(vm, VM_LOG_INFO,
 	       "sandbox: seccomp %s, no new privileges %s, capabilities %s, Landlock %s%d",

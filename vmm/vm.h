@@ -66,7 +66,7 @@ void vm_stop(struct vm *vm, enum vmm_exit code, const char *why_fmt, ...)
 bool vm_stopping(const struct vm *vm);
 
 /* Prints "umbra: ..." to stderr when the level is on. Callable from every thread; one write(2). */
-void vm_log(const struct vm *vm, enum vm_log level, const char *fmt, ...)
+void vm_log(struct vm *vm, enum vm_log level, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
 
 /* Errors of set-up: the text names the thing and the fix. Printed by main; returns @code for

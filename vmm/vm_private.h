@@ -39,6 +39,7 @@ struct vm {
 	gpa_t boot_info, entry; /* set by boot */
 	uint64_t start_ns;      /* CLOCK_MONOTONIC at creation */
 
+	_Atomic unsigned int warnings; /* said so far, see vm_log() */
 	_Atomic int stop_state; /* 0 running, 1 stopping */
 	enum vmm_exit stop_code;
 	char stop_why[256];
