@@ -40,7 +40,7 @@ struct vm {
 	uint64_t start_ns;      /* CLOCK_MONOTONIC at creation */
 
 	_Atomic unsigned int warnings; /* said so far, see vm_log() */
-	_Atomic int stop_state; /* 0 running, 1 stopping */
+	_Atomic int stop_state;        /* 0 running, 1 stopping */
 	enum vmm_exit stop_code;
 	char stop_why[256];
 	pthread_mutex_t stop_lock;
