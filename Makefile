@@ -40,7 +40,7 @@ ALL_HDR	    := $(sort $(API_HDR) $(wildcard shadow/*/*.h vmm/*.h))
 GUEST_SRC   := $(sort $(wildcard guest-images/*.[ch] guest-images/lib/*.[ch]))
 MAN_PAGES   := $(sort $(wildcard docs/man/*.[1-9]))
 FORMATTED   := $(sort $(filter-out %.S,$(LIB_SRC) $(VMM_SRC) $(CRIT_SRC) $(RACE_SRC) $(SUPPORT_SRC)) \
-		 $(ALL_HDR) $(GUEST_SRC) $(wildcard tests/*/*.[ch]))
+		 $(ALL_HDR) $(GUEST_SRC) $(wildcard tests/*/*.[ch] bench/*.[ch] examples/*.[ch]))
 
 objects = $(patsubst %,$(BUILD)/$1/%.o,$(basename $2))
 VMM_MAIN := vmm/main.c
@@ -70,7 +70,9 @@ endif
 all: $(TARGETS) guests ##@ the library, vmm and the guest images, in $(BUILD)/
 
 GUEST_CC = $(call say,GUEST,$@)$(if $(filter 1,$(V)),,)$(CC)
-include $(wildcard guest-images/guests.mk)
+# A room with rules of its own brings a fragment; it may add to CHECK_BUILD (built for `make check`) and FORMATTED.
+CHECK_BUILD :=
+include $(sort $(wildcard guest-images/*.mk bench/*.mk examples/*.mk kmod/*.mk tests/*/*.mk tools/lab/*.mk))
 
 # ---- compiling -----------------------------------------------------------------------------------
 # $1 variant, $2 its flags
@@ -148,7 +150,8 @@ $(RACE_BIN): %: %.o $(BUILD)/tsan/libsupport.a $(BUILD)/tsan/libvmm.a $(BUILD)/t
 	$(call say,LD,$@)$(CC) -pthread $(TSAN) -o $@ $^ $(VMM_LIBS)
 
 # clang must be as silent as gcc; a header must compile alone.
-LINT := $(patsubst %.c,$(BUILD)/lint/%.ok,$(filter %.c,$(LIB_SRC) $(VMM_SRC) $(CRIT_SRC) $(RACE_SRC) $(SUPPORT_SRC)))
+LINT := $(patsubst %.c,$(BUILD)/lint/%.ok,$(filter %.c,$(LIB_SRC) $(VMM_SRC) $(CRIT_SRC) $(RACE_SRC) $(SUPPORT_SRC) \
+	$(wildcard bench/*.c examples/*.c)))
 HDR_OK := $(ALL_HDR:%=$(BUILD)/lint/%.ok)
 
 $(BUILD)/lint/%.ok: %.c | $(BUILD)/.dir
@@ -161,7 +164,7 @@ $(BUILD)/lint/%.h.ok: %.h | $(BUILD)/.dir
 		$$cc $(UCFLAGS) -fsyntax-only -MD -MP -MF $(@:.ok=.d) -MT $@ -x c - || exit 1; done && : >$@
 
 .PHONY: check-build lint
-check-build: all $(CRIT_BIN) $(RACE_BIN) lint
+check-build: all $(CRIT_BIN) $(RACE_BIN) $(CHECK_BUILD) lint
 lint: $(LINT) $(HDR_OK) ##@ clang without a warning; every header compiles alone
 
 .SECONDARY:
@@ -225,4 +228,4 @@ clean: ##@ remove $(BUILD)/
 
 help: ##@ this list
 	@echo 'make [target] [V=1] [BUILD=dir] [PREFIX=/usr/local] [DESTDIR=]'
-	@awk -F ':.*##@ ' '/^[a-z-]+:.*##@ /{ printf "  %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*##@ ' '/^[a-z-]+:.*##@ /{ printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
