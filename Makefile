@@ -178,6 +178,10 @@ RUN_IMAGE ?= $(BUILD)/guests/tour
 promises: $(BUILD)/libumbra.a ##@ print README's table of promises from the code
 	$(Q)$(CC) $(UCFLAGS) tools/promises.c $< -o $(BUILD)/promises && $(BUILD)/promises
 
+.PHONY: catalogue
+catalogue: ##@ write docs/catalogue.md from the results of the last `make check`
+	$(Q)tools/catalogue '$(BUILD)' >'$(BUILD)/catalogue.md' && cp '$(BUILD)/catalogue.md' docs/catalogue.md
+
 .PHONY: run check check-layers check-format format install uninstall clean help deps
 run: ##@ install what is missing, build, run the demonstration guest
 	@tools/deps run
