@@ -4,6 +4,7 @@
 # Sources are found by wildcard: a new file needs no line here. Every variant has its own objects:
 #   obj   what is installed          pic   for the shared library
 #   asan  gcc, ASan and UBSan        tsan  gcc, ThreadSanitizer        lint  clang, warnings only
+#   cov   gcc, counting lines
 
 BUILD	?= build
 PREFIX	?= /usr/local
@@ -97,6 +98,7 @@ $(eval $(call variant,obj,))
 $(eval $(call variant,pic,-fPIC))
 $(eval $(call variant,asan,$(ASAN)))
 $(eval $(call variant,tsan,$(TSAN)))
+$(eval $(call variant,cov,-O0 -g --coverage))
 
 $(BUILD)/.dir:
 	@mkdir -p $(@D) && : >$@
@@ -140,6 +142,7 @@ $(BUILD)/asan/bin/vmm: $(call objects,asan,$(VMM_SRC)) $(BUILD)/asan/libumbra.a
 # ---- tests ---------------------------------------------------------------------------------------
 CRIT_BIN := $(CRIT_SRC:%.c=$(BUILD)/asan/%)
 RACE_BIN := $(RACE_SRC:%.c=$(BUILD)/tsan/%)
+COV_BIN  := $(CRIT_SRC:%.c=$(BUILD)/cov/%) $(RACE_SRC:%.c=$(BUILD)/cov/%)
 
 $(CRIT_BIN:=.o) $(call objects,asan,$(SUPPORT_SRC)) $(call objects,tsan,$(SUPPORT_SRC)): UCFLAGS += $(CRIT_CFLAGS)
 $(CRIT_BIN): %: %.o $(BUILD)/asan/libsupport.a $(BUILD)/asan/libvmm.a $(BUILD)/asan/libumbra.a
@@ -148,6 +151,10 @@ $(CRIT_BIN): %: %.o $(BUILD)/asan/libsupport.a $(BUILD)/asan/libvmm.a $(BUILD)/a
 # Race programs are plain programs: Criterion and ThreadSanitizer do not go together.
 $(RACE_BIN): %: %.o $(BUILD)/tsan/libsupport.a $(BUILD)/tsan/libvmm.a $(BUILD)/tsan/libumbra.a
 	$(call say,LD,$@)$(CC) -pthread $(TSAN) -o $@ $^ $(VMM_LIBS)
+
+$(COV_BIN:=.o) $(call objects,cov,$(SUPPORT_SRC)): UCFLAGS += $(CRIT_CFLAGS)
+$(COV_BIN): %: %.o $(BUILD)/cov/libsupport.a $(BUILD)/cov/libvmm.a $(BUILD)/cov/libumbra.a
+	$(call say,LD,$@)$(CC) -pthread --coverage -o $@ $^ $(CRIT_LIBS) $(VMM_LIBS)
 
 # clang must be as silent as gcc; a header must compile alone.
 LINT := $(patsubst %.c,$(BUILD)/lint/%.ok,$(filter %.c,$(LIB_SRC) $(VMM_SRC) $(CRIT_SRC) $(RACE_SRC) $(SUPPORT_SRC) \
@@ -177,6 +184,12 @@ RUN_IMAGE ?= $(BUILD)/guests/tour
 .PHONY: promises
 promises: $(BUILD)/libumbra.a ##@ print README's table of promises from the code
 	$(Q)$(CC) $(UCFLAGS) tools/promises.c $< -o $(BUILD)/promises && $(BUILD)/promises
+
+.PHONY: coverage
+coverage: ##@ lines of shadow/ that no test reaches, each with its reason
+	@tools/deps check
+	$(Q)$(MAKE) --no-print-directory $(COV_BIN)
+	@tools/coverage '$(BUILD)'
 
 .PHONY: catalogue
 catalogue: ##@ write docs/catalogue.md from the results of the last `make check`
