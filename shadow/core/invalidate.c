@@ -67,6 +67,9 @@ void inv_begin(struct umbra_mmu *mmu, const struct umbra_range *r, const struct 
 	const struct hva_range w = hva_range_widen(r->hull);
 	struct history_entry *h = &mmu->history[mmu->starts_nr % UMBRA_HISTORY];
 
+	if (h->event.open) /* falls out of the history before its end */
+		mmu->sources[h->event.source].shown--;
+	s->shown++;
 	if (s->begun == s->ended) {
 		store(&s->lo, w.start.v);
 		store(&s->hi, w.end.v);
@@ -94,21 +97,28 @@ void inv_begin(struct umbra_mmu *mmu, const struct umbra_range *r, const struct 
 	};
 }
 
-/* For people: marks the newest open event that fits. The counts do not depend on it. */
+/*
+ * For people: marks the newest open event that fits. The counts do not depend on it. Looks no further than
+ * there are open events of the source: nearly always one, and the newest.
+ */
 static void history_close(struct umbra_mmu *mmu, const struct umbra_range *r)
 {
 	const struct hva_range w = hva_range_widen(r->hull);
-	const bool all = mmu->sources[r->source].begun == mmu->sources[r->source].ended;
+	struct source_state *s = &mmu->sources[r->source];
+	const bool all = s->begun == s->ended;
 	const uint64_t n = mmu->starts_nr < UMBRA_HISTORY ? mmu->starts_nr : UMBRA_HISTORY;
+	uint32_t left = s->shown;
 
-	for (uint64_t i = 1; i <= n; i++) {
+	for (uint64_t i = 1; left && i <= n; i++) {
 		struct history_entry *h = &mmu->history[(mmu->starts_nr - i) % UMBRA_HISTORY];
 
 		if (!h->event.open || h->event.source != r->source)
 			continue;
+		left--;
 		if (!all && (h->event.hva.start.v != w.start.v || h->event.hva.end.v != w.end.v))
 			continue;
 		h->event.open = false;
+		s->shown--;
 		h->event.seq.v = mmu->seq;
 		if (!all)
 			return;

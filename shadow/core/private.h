@@ -56,6 +56,7 @@ struct slot_by_hva {
 struct source_state {
 	uint64_t begun, ended;
 	uint64_t lo, hi; /* union of what is open, valid while begun != ended */
+	uint32_t shown;  /* events in the history that are open */
 };
 
 struct history_entry {
