@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include <vmm/actions.h>
+#include <vmm/limits.h>
 #include <vmm/memory.h>
 #include <vmm/resolve.h>
 #include <vmm/vm_private.h>
@@ -46,7 +47,7 @@ int actions_create(struct vm *vm, struct vm_error *err)
 	struct sysinfo host;
 
 	if (!a)
-		return vm_fail(err, VMM_EXIT_CANNOT_RUN, "no memory");
+		return vm_fail_host(err, ENOMEM, "host actions");
 	vm->actions = a;
 	a->host_swaps = sysinfo(&host) == 0 && host.totalswap != 0;
 	pthread_mutex_init(&a->lock, NULL);
@@ -57,7 +58,7 @@ int actions_create(struct vm *vm, struct vm_error *err)
 			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 		if (p == MAP_FAILED)
-			return vm_fail(err, VMM_EXIT_CANNOT_RUN, "no memory: %s", strerror(errno));
+			return vm_fail_host(err, errno, "the list of protected pages");
 		a->protected_by[i] = p;
 	}
 	return 0;

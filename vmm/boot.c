@@ -10,6 +10,7 @@
 #include <sys/sysinfo.h>
 #include <unistd.h>
 #include <vmm/boot.h>
+#include <vmm/limits.h>
 #include <vmm/memory.h>
 #include <vmm/vm_private.h>
 
@@ -149,8 +150,7 @@ static int read_file(int fd, const struct stat *st, void **buf, size_t *len, con
 
 	*buf = malloc(size ? size : 1);
 	if (!*buf)
-		return vm_fail(err, VMM_EXIT_CANNOT_RUN, "%s: no memory to read %zu bytes", name,
-			       size);
+		return vm_fail_host(err, ENOMEM, "%s: %zu bytes to read", name, size);
 	while (at < size) {
 		ssize_t n = read(fd, (char *)*buf + at, size - at);
 
@@ -176,6 +176,8 @@ static int open_image(const char *name, void **buf, size_t *len, struct vm_error
 	struct stat st;
 	int e;
 
+	if (fd < 0 && limits_error(errno))
+		return vm_fail_host(err, errno, "%s", name);
 	if (fd < 0)
 		return BAD(err, "%s: %s", name, strerror(errno));
 	if (fstat(fd, &st) < 0)

@@ -10,6 +10,7 @@
 #include <unistd.h>
 #include <vmm/chaos.h>
 #include <vmm/hostcall.h>
+#include <vmm/limits.h>
 #include <vmm/memory.h>
 #include <vmm/vm_private.h>
 
@@ -257,12 +258,13 @@ int chaos_create(struct vm *vm, struct vm_error *err)
 		return 0;
 	c = calloc(1, sizeof(*c));
 	if (!c)
-		return vm_fail(err, VMM_EXIT_CANNOT_RUN, "no memory for --chaos");
+		return vm_fail_host(err, ENOMEM, "--chaos");
 	c->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (c->wake < 0) {
+		const int error = errno;
+
 		free(c);
-		return vm_fail(err, VMM_EXIT_CANNOT_RUN, "eventfd for --chaos: %s",
-			       strerror(errno));
+		return vm_fail_host(err, error, "--chaos: eventfd");
 	}
 	pthread_mutex_init(&c->lock, NULL);
 	vm->chaos = c;

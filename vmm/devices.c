@@ -9,6 +9,7 @@
 #include <unistd.h>
 #include <vmm/devices.h>
 #include <vmm/hostcall.h>
+#include <vmm/limits.h>
 #include <vmm/memory.h>
 #include <vmm/vcpu.h>
 #include <vmm/vm_private.h>
@@ -37,7 +38,7 @@ int devices_create(struct vm *vm, struct vm_error *err)
 {
 	vm->devices = calloc(1, sizeof(*vm->devices));
 	if (!vm->devices)
-		return vm_fail(err, VMM_EXIT_CANNOT_RUN, "no memory");
+		return vm_fail_host(err, ENOMEM, "devices");
 	pthread_mutex_init(&vm->devices->out, NULL);
 	return 0;
 }

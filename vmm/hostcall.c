@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include <vmm/hostcall.h>
+#include <vmm/limits.h>
 #include <vmm/memory.h>
 #include <vmm/vm_private.h>
 
@@ -54,7 +55,7 @@ int hostcalls_create(struct vm *vm, struct vm_error *err)
 	struct hostcalls *h = calloc(1, sizeof(*h));
 
 	if (!h)
-		return vm_fail(err, VMM_EXIT_CANNOT_RUN, "no memory");
+		return vm_fail_host(err, ENOMEM, "host calls");
 	pthread_mutex_init(&h->lock, NULL);
 	pthread_mutex_init(&h->log_lock, NULL);
 	h->log_bytes = (size_t)((vm->config.memory >> UMBRA_PAGE_SHIFT) + 63) / 64 * 8;

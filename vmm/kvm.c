@@ -6,9 +6,13 @@
 #include <linux/kvm.h>
 #include <stdlib.h>
 #include <string.h>
+#include <stdio.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 #include <vmm/kvm.h>
+#include <vmm/limits.h>
 #include <vmm/vm_private.h>
 
 static const unsigned long vcpu_ioctls[] = { KVM_RUN, KVM_SET_USER_MEMORY_REGION, KVM_GET_MSRS };
@@ -56,8 +60,43 @@ static int open_device(struct vm *vm, struct vm_error *err)
 			       "/dev/kvm: %s: join its group (usermod -aG kvm $USER, then log in "
 			       "again), or pass an open one with --kvm-fd",
 			       strerror(errno));
-	default: return vm_fail(err, VMM_EXIT_CANNOT_RUN, "/dev/kvm: %s", strerror(errno));
+	default: return vm_fail_host(err, errno, "/dev/kvm");
 	}
+}
+
+/* What was opened is something else: say what it is. */
+static int not_kvm(struct vm *vm, struct vm_error *err)
+{
+	char link[40], target[128] = "?", what[64];
+	const int fd = vm->kvm_fd;
+	struct stat st = { 0 };
+	ssize_t n;
+
+	snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+	n = readlink(link, target, sizeof(target) - 1);
+	if (n > 0)
+		target[n] = '\0';
+	fstat(fd, &st);
+	if (S_ISCHR(st.st_mode))
+		snprintf(what, sizeof(what), "character device %u:%u", major(st.st_rdev),
+			 minor(st.st_rdev));
+	else
+		snprintf(what, sizeof(what), "%s",
+			 S_ISREG(st.st_mode)    ? "a plain file"
+			 : S_ISFIFO(st.st_mode) ? "a pipe"
+						: "no device");
+	kvm_close(vm);
+	if (fd == vm->config.kvm_fd)
+		return vm_fail(
+			err, VMM_EXIT_CANNOT_RUN,
+			"--kvm-fd %d: that is %s (%s), not KVM; pass an open /dev/kvm, such as: "
+			"--kvm-fd 3 ... 3<>/dev/kvm",
+			fd, target, what);
+	return vm_fail(
+		err, VMM_EXIT_CANNOT_RUN,
+		"/dev/kvm is %s, not KVM's device (10:232); as root: rm /dev/kvm; mknod -m 660 "
+		"/dev/kvm c 10 232; chgrp kvm /dev/kvm",
+		what);
 }
 
 int kvm_open(struct vm *vm, struct vm_error *err)
@@ -70,12 +109,13 @@ int kvm_open(struct vm *vm, struct vm_error *err)
 	if (ret)
 		return ret;
 	version = ioctl(vm->kvm_fd, KVM_GET_API_VERSION, 0);
+	if (version < 0)
+		return not_kvm(vm, err);
 	if (version != KVM_API_VERSION) {
 		kvm_close(vm);
-		return vm_fail(
-			err, VMM_EXIT_CANNOT_RUN,
-			"the file given as /dev/kvm answers API version %d, not %d: is it KVM?",
-			version, KVM_API_VERSION);
+		return vm_fail(err, VMM_EXIT_CANNOT_RUN,
+			       "this KVM has API version %d, not %d: use a newer kernel", version,
+			       KVM_API_VERSION);
 	}
 	for (size_t i = 0; i < sizeof(needed_caps) / sizeof(needed_caps[0]); i++) {
 		int have = ioctl(vm->kvm_fd, KVM_CHECK_EXTENSION, needed_caps[i].cap);
@@ -96,8 +136,9 @@ int kvm_open(struct vm *vm, struct vm_error *err)
 		int error = errno;
 
 		kvm_close(vm);
-		return vm_fail(err, VMM_EXIT_CANNOT_RUN, "KVM_CREATE_VM: %s%s", strerror(error),
-			       error == EBUSY ? ": another hypervisor owns the CPU, stop it" : "");
+		return vm_fail_host(err, error, "KVM_CREATE_VM%s",
+				    error == EBUSY ? " (another hypervisor owns the CPU: stop it)"
+						   : "");
 	}
 	return 0;
 }

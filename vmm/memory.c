@@ -11,6 +11,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 #include <vmm/hostcall.h>
+#include <vmm/limits.h>
 #include <vmm/memory.h>
 #include <vmm/resolve.h>
 #include <vmm/vm_private.h>
@@ -64,8 +65,7 @@ static int no_hugepages(const struct vm *vm, int error, struct vm_error *err)
 	uint64_t reserved = read_number(HUGEPAGES "resv_hugepages");
 
 	if (error != ENOMEM && error != ENOSPC)
-		return vm_fail(err, VMM_EXIT_CANNOT_RUN, "--pages hugetlb: 2M hugepages: %s",
-			       strerror(error));
+		return vm_fail_host(err, error, "--pages hugetlb: 2M hugepages");
 	free_now = free_now > reserved ? free_now - reserved : 0;
 	return vm_fail(err, VMM_EXIT_CANNOT_RUN,
 		       "--pages hugetlb: %" PRIu64 "M of memory need %" PRIu64
@@ -98,12 +98,10 @@ static int create_fd(struct vm *vm, struct vm_error *err)
 	vm->ram_fd = memfd_create("umbra-ram", flags);
 	if (vm->ram_fd < 0)
 		return flags & MFD_HUGETLB ? no_hugepages(vm, errno, err)
-					   : vm_fail(err, VMM_EXIT_CANNOT_RUN, "memfd_create: %s",
-						     strerror(errno));
+					   : vm_fail_host(err, errno, "memfd_create");
 	if (ftruncate(vm->ram_fd, (off_t)vm->config.memory) < 0)
-		return vm_fail(err, VMM_EXIT_CANNOT_RUN,
-			       "a memory file of %" PRIu64 "M: %s; see ulimit -f",
-			       vm->config.memory >> 20, strerror(errno));
+		return vm_fail_host(err, errno, "a memory file of %" PRIu64 "M",
+				    vm->config.memory >> 20);
 	return 0;
 }
 
@@ -121,9 +119,8 @@ static int map_ram(struct vm *vm, struct vm_error *err)
 			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (m->reservation == MAP_FAILED) {
 		m->reservation = NULL;
-		return vm_fail(err, VMM_EXIT_CANNOT_RUN,
-			       "%" PRIu64 "M of address space: %s; see ulimit -v",
-			       vm->config.memory >> 20, strerror(errno));
+		return vm_fail_host(err, errno, "%" PRIu64 "M of address space",
+				    vm->config.memory >> 20);
 	}
 	at = ((uintptr_t)m->reservation + 2 * UMBRA_HUGE_SIZE - 1) & ~(UMBRA_HUGE_SIZE - 1);
 	if (vm->ram_fd >= 0)
@@ -136,9 +133,8 @@ static int map_ram(struct vm *vm, struct vm_error *err)
 	if (mmap((void *)at, vm->config.memory, PROT_READ | PROT_WRITE, flags, vm->ram_fd, 0) ==
 	    MAP_FAILED)
 		return hugetlb ? no_hugepages(vm, errno, err)
-			       : vm_fail(err, VMM_EXIT_CANNOT_RUN,
-					 "%" PRIu64 "M of guest memory: %s",
-					 vm->config.memory >> 20, strerror(errno));
+			       : vm_fail_host(err, errno, "%" PRIu64 "M of guest memory",
+					      vm->config.memory >> 20);
 	vm->ram = (hva_t){ at };
 	return 0;
 }
@@ -172,7 +168,7 @@ int memory_create(struct vm *vm, struct vm_error *err)
 	vm->ram_fd = -1;
 	vm->memory = calloc(1, sizeof(*vm->memory));
 	if (!vm->memory)
-		return vm_fail(err, VMM_EXIT_CANNOT_RUN, "no memory");
+		return vm_fail_host(err, ENOMEM, "guest memory");
 	vm->memory->self = -1;
 	pthread_rwlock_init(&vm->memory->access, NULL);
 	if (vm->config.backing == GUEST_BACKING_MEMFD)
@@ -182,8 +178,7 @@ int memory_create(struct vm *vm, struct vm_error *err)
 	if (!e) {
 		vm->memory->self = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
 		if (vm->memory->self < 0)
-			e = vm_fail(err, VMM_EXIT_CANNOT_RUN,
-				    "/proc/self/mem: %s; vmm needs /proc mounted", strerror(errno));
+			e = vm_fail_host(err, errno, "/proc/self/mem (vmm needs /proc mounted)");
 	}
 	if (!e)
 		advise_pages(vm);

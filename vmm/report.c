@@ -11,6 +11,7 @@
 #include <vmm/chaos.h>
 #include <vmm/devices.h>
 #include <vmm/hostcall.h>
+#include <vmm/limits.h>
 #include <vmm/memory.h>
 #include <vmm/report_private.h>
 #include <vmm/vm_private.h>
@@ -42,7 +43,7 @@ int report_create(struct vm *vm, struct vm_error *err)
 	int e;
 
 	if (!r)
-		return vm_fail(err, VMM_EXIT_CANNOT_RUN, "no memory");
+		return vm_fail_host(err, ENOMEM, "the report");
 	r->notifier = (struct umbra_notifier){ &ops, "report" };
 	e = umbra_chain_register(vm->chain, &r->notifier);
 	if (e) {

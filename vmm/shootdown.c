@@ -69,6 +69,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <vmm/limits.h>
 #include <vmm/shootdown.h>
 #include <vmm/vcpu.h>
 #include <vmm/vm_private.h>
@@ -113,13 +114,13 @@ int shootdown_create(struct vm *vm, struct vm_error *err)
 	struct shootdown *sd = aligned_alloc(64, sizeof(*sd));
 
 	if (!sd)
-		return vm_fail(err, VMM_EXIT_INTERNAL, "out of memory");
+		return vm_fail_host(err, ENOMEM, "the shootdown ring");
 	memset(sd, 0, sizeof(*sd));
 	sd->ring = mmap(NULL, RING * sizeof(*sd->ring), PROT_READ | PROT_WRITE,
 			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (sd->ring == MAP_FAILED) {
 		free(sd);
-		return vm_fail(err, VMM_EXIT_INTERNAL, "out of memory");
+		return vm_fail_host(err, ENOMEM, "the shootdown ring");
 	}
 	atomic_init(&sd->recycle_at, RECYCLE_AT);
 	sd->ncpus = vm->config.vcpus;

@@ -9,6 +9,7 @@
 #include <unistd.h>
 #include <vmm/exits.h>
 #include <vmm/kvm.h>
+#include <vmm/limits.h>
 #include <vmm/shootdown.h>
 #include <vmm/vcpu_private.h>
 #include <vmm/vm_private.h>
@@ -106,7 +107,7 @@ int vcpu_create(struct vm *vm, unsigned int index, struct vcpu **vcpu, struct vm
 	int bytes, ret;
 
 	if (!v)
-		return vm_fail(err, VMM_EXIT_INTERNAL, "vCPU %u: out of memory", index);
+		return vm_fail_host(err, ENOMEM, "vCPU %u", index);
 	v->vm = vm;
 	v->index = index;
 	emulate_init(&v->emulate);
@@ -144,6 +145,8 @@ int vcpu_create(struct vm *vm, unsigned int index, struct vcpu **vcpu, struct vm
 	return 0;
 fail:
 	vcpu_destroy(v);
+	if (limits_error(-ret))
+		return vm_fail_host(err, -ret, "vCPU %u: %s", index, what);
 	return vm_fail(err, VMM_EXIT_INTERNAL, "vCPU %u: %s: %s", index, what, strerror(-ret));
 }
 

@@ -7,8 +7,11 @@
 #include <stdio.h>
 #include <vmm/vm.h>
 
-/* Sent to a vCPU's thread to make KVM_RUN return. Its handler does nothing. */
-#define VCPU_KICK_SIGNAL (SIGRTMIN + 1)
+/*
+ * Sent to a vCPU's thread to make KVM_RUN return. Its handler does nothing. Not a real-time signal: those are queued,
+ * and refused once the user has too many pending (ulimit -i); this one always arrives.
+ */
+#define VCPU_KICK_SIGNAL SIGUSR1
 
 /* clang-format off */
 #define VCPU_STATS(X)                                                                             \

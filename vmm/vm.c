@@ -20,6 +20,7 @@
 #include <vmm/devices.h>
 #include <vmm/hostcall.h>
 #include <vmm/kvm.h>
+#include <vmm/limits.h>
 #include <vmm/memory.h>
 #include <vmm/monitor.h>
 #include <vmm/report.h>
@@ -34,6 +35,7 @@
  */
 
 #define WARNINGS_MAX 100U
+#define STACK_BYTES  (1UL << 20)
 
 void vm_log(struct vm *vm, enum vm_log level, const char *fmt, ...)
 {
@@ -138,6 +140,8 @@ static int create_uffd(struct vm *vm, struct vm_error *err)
 	}
 	if (!e)
 		return 0;
+	if (limits_error(-e))
+		return vm_fail_host(err, -e, "userfaultfd");
 	return vm_fail(
 		err, VMM_EXIT_CANNOT_RUN,
 		"no userfaultfd: %s\n"
@@ -159,8 +163,10 @@ static int create_library(struct vm *vm, struct vm_error *err)
 	int e = umbra_chain_create(&vm->chain, &umbra_os_posix);
 
 	if (e)
-		return vm_fail(err, VMM_EXIT_CANNOT_RUN, "notifier chain: %s", strerror(-e));
+		return vm_fail_host(err, -e, "notifier chain");
 	e = umbra_hostmap_open(&vm->hostmap, 0);
+	if (e && limits_error(-e))
+		return vm_fail_host(err, -e, "/proc/self/pagemap");
 	if (e)
 		return vm_fail(err, VMM_EXIT_CANNOT_RUN,
 			       "/proc/self/pagemap: %s; vmm needs /proc mounted, and a kernel with "
@@ -168,7 +174,7 @@ static int create_library(struct vm *vm, struct vm_error *err)
 			       strerror(-e));
 	e = umbra_own_create(&vm->own, vm->chain, vm->hostmap);
 	if (e)
-		return vm_fail(err, VMM_EXIT_CANNOT_RUN, "own calls: %s", strerror(-e));
+		return vm_fail_host(err, -e, "own calls");
 	return 0;
 }
 
@@ -187,10 +193,10 @@ static int create_mmu(struct vm *vm, struct vm_error *err)
 	if (!e)
 		e = umbra_chain_register(vm->chain, umbra_mmu_notifier(vm->mmu));
 	if (e)
-		return vm_fail(err, VMM_EXIT_CANNOT_RUN, "shadow MMU: %s", strerror(-e));
+		return vm_fail_host(err, -e, "shadow MMU");
 	e = umbra_root_create(vm->mmu, UMBRA_ROOT_DIRECT, &vm->root);
 	if (e)
-		return vm_fail(err, VMM_EXIT_CANNOT_RUN, "shadow root: %s", strerror(-e));
+		return vm_fail_host(err, -e, "shadow root");
 	return 0;
 }
 
@@ -217,7 +223,7 @@ static int create_signals(struct vm *vm, struct vm_error *err)
 	vm->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	vm->stop_event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (vm->signal_fd < 0 || vm->stop_event < 0)
-		return vm_fail(err, VMM_EXIT_CANNOT_RUN, "signalfd, eventfd: %s", strerror(errno));
+		return vm_fail_host(err, errno, "signalfd, eventfd");
 	return 0;
 }
 
@@ -225,10 +231,10 @@ int vm_create(struct vm **out, const struct vm_config *config, struct vm_error *
 {
 	/* In this order: each needs what stands above it. */
 	static int (*const steps[])(struct vm *, struct vm_error *) = {
-		create_signals, kvm_open,       create_library,   memory_create, window_create,
-		create_mmu,     monitor_create, shootdown_create, report_create, create_uffd,
-		actions_create, devices_create, hostcalls_create, chaos_create,  memory_publish,
-		boot_load,      create_vcpus,
+		limits_check,   create_signals, kvm_open,       create_library,   memory_create,
+		window_create,  create_mmu,     monitor_create, shootdown_create, report_create,
+		create_uffd,    actions_create, devices_create, hostcalls_create, chaos_create,
+		memory_publish, boot_load,      create_vcpus,
 	};
 	struct vm *vm = calloc(1, sizeof(*vm));
 	struct timespec now;
@@ -236,7 +242,7 @@ int vm_create(struct vm **out, const struct vm_config *config, struct vm_error *
 
 	*out = vm;
 	if (!vm)
-		return vm_fail(err, VMM_EXIT_CANNOT_RUN, "no memory");
+		return vm_fail_host(err, ENOMEM, "the machine");
 	vm->config = *config;
 	vm->kvm_fd = vm->vm_fd = vm->ram_fd = vm->signal_fd = vm->stop_event = -1;
 	pthread_mutex_init(&vm->stop_lock, NULL);
@@ -299,6 +305,16 @@ struct thread {
 	bool started;
 };
 
+static void no_sandbox(struct vm *vm, const char *whose, int error)
+{
+	char advice[LIMITS_ADVICE_MAX];
+
+	limits_advice(error, advice);
+	vm_stop(vm, limits_error(error) ? VMM_EXIT_CANNOT_RUN : VMM_EXIT_INTERNAL,
+		"sandbox of the %s: %s%s; --sandbox off runs without", whose, strerror(error),
+		advice);
+}
+
 static void *thread_main(void *arg)
 {
 	struct thread *t = arg;
@@ -308,9 +324,7 @@ static void *thread_main(void *arg)
 	if (t->ready)
 		sem_post(t->ready);
 	if (e) {
-		vm_stop(vm, VMM_EXIT_INTERNAL,
-			"sandbox of the %s thread: %s; --sandbox off runs without",
-			sandbox_kind_name(t->kind), strerror(-e));
+		no_sandbox(vm, sandbox_kind_name(t->kind), -e);
 		return NULL;
 	}
 	switch (t->kind) {
@@ -336,14 +350,20 @@ static void *thread_main(void *arg)
 
 static void thread_start(struct thread *t)
 {
+	char advice[LIMITS_ADVICE_MAX];
+	pthread_attr_t attr;
 	int e;
 
 	if (vm_stopping(t->vm))
 		return;
-	e = pthread_create(&t->id, NULL, thread_main, t);
+	pthread_attr_init(&attr);
+	/* a known size: by default it is what ulimit -s says, which may be too little or 64G */
+	pthread_attr_setstacksize(&attr, STACK_BYTES);
+	e = pthread_create(&t->id, &attr, thread_main, t);
+	pthread_attr_destroy(&attr);
 	if (e)
-		vm_stop(t->vm, VMM_EXIT_CANNOT_RUN, "no thread for the %s: %s",
-			sandbox_kind_name(t->kind), strerror(e));
+		vm_stop(t->vm, VMM_EXIT_CANNOT_RUN, "no thread for the %s: %s%s",
+			sandbox_kind_name(t->kind), strerror(e), limits_advice(e, advice));
 	t->started = !e;
 }
 
@@ -416,8 +436,7 @@ enum vmm_exit vm_run(struct vm *vm)
 	int e = sandbox_process(vm->config.sandbox, &effective);
 
 	if (e)
-		vm_stop(vm, VMM_EXIT_INTERNAL, "sandbox: %s; --sandbox off runs without",
-			strerror(-e));
+		no_sandbox(vm, "process", -e);
 	log_sandbox(vm, &effective);
 	if (vm->uffd)
 		start_reader(&reader);
@@ -429,7 +448,7 @@ enum vmm_exit vm_run(struct vm *vm)
 		thread_start(&chaos);
 	e = sandbox_thread(vm->config.sandbox, SANDBOX_MAIN);
 	if (e)
-		vm_stop(vm, VMM_EXIT_INTERNAL, "sandbox of the main thread: %s", strerror(-e));
+		no_sandbox(vm, sandbox_kind_name(SANDBOX_MAIN), -e);
 	wait_for_stop(vm);
 	chaos_stop(vm);
 	hostcalls_stop(vm);

@@ -73,7 +73,7 @@ void vm_log(struct vm *vm, enum vm_log level, const char *fmt, ...)
  * `return vm_fail(...)`. */
 struct vm_error {
 	enum vmm_exit code;
-	char text[1024];
+	char text[1200];
 };
 int vm_fail(struct vm_error *err, enum vmm_exit code, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));

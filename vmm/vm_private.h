@@ -42,7 +42,7 @@ struct vm {
 	_Atomic unsigned int warnings; /* said so far, see vm_log() */
 	_Atomic int stop_state;        /* 0 running, 1 stopping */
 	enum vmm_exit stop_code;
-	char stop_why[256];
+	char stop_why[512];
 	pthread_mutex_t stop_lock;
 	int signal_fd;  /* SIGINT and SIGTERM, for the main thread */
 	int stop_event; /* eventfd: vm_stop() wakes the main thread */

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <vmm/kvm.h>
+#include <vmm/limits.h>
 #include <vmm/vm_private.h>
 #include <vmm/window.h>
 
@@ -106,7 +107,7 @@ int window_create(struct vm *vm, struct vm_error *err)
 		bytes = WINDOW_MAX;
 	w = calloc(1, sizeof(*w));
 	if (!w)
-		return vm_fail(err, VMM_EXIT_INTERNAL, "out of memory");
+		return vm_fail_host(err, ENOMEM, "the table window");
 	pthread_mutex_init(&w->ram_lock, NULL);
 	vm->window = w;
 	w->pages = bytes >> UMBRA_PAGE_SHIFT;
@@ -122,18 +123,18 @@ int window_create(struct vm *vm, struct vm_error *err)
 	w->free = reserve(w->pages * sizeof(*w->free));
 	w->ram_known = calloc(chunks, 1);
 	if (!w->base || !w->free || !w->ram_known) {
+		const int error = errno;
+
 		window_destroy(vm);
-		return vm_fail(err, VMM_EXIT_CANNOT_RUN,
-			       "cannot reserve %llu MiB of address space for the tables: %s",
-			       (unsigned long long)(bytes >> 20), strerror(errno));
+		return vm_fail_host(err, error, "%lluM of address space for the tables",
+				    (unsigned long long)(bytes >> 20));
 	}
 	ret = add_chunk(vm);
 	if (!ret)
 		ret = add_spare(vm);
 	if (ret) {
 		window_destroy(vm);
-		return vm_fail(err, VMM_EXIT_INTERNAL, "KVM_SET_USER_MEMORY_REGION: %s",
-			       strerror(-ret));
+		return vm_fail_host(err, -ret, "KVM_SET_USER_MEMORY_REGION");
 	}
 	w->next = WINDOW_MONITOR_PAGES;
 	return 0;
