@@ -102,6 +102,50 @@ void region_replace(struct umbra_own *own, struct hva_range r, const struct umbr
  */
 void region_move(struct umbra_own *own, struct hva_range from, struct hva_range to, bool stays);
 
+static inline void *hva_ptr(hva_t hva)
+{
+	return (void *)(uintptr_t)hva.v;
+}
+
+static inline uint64_t hva_range_len(struct hva_range r)
+{
+	return r.end.v > r.start.v ? r.end.v - r.start.v : 0;
+}
+
+/* A bracket from a plan, or none if the plan is empty. */
+struct bracket {
+	struct umbra_range range;
+	struct own_call *call;
+	bool open;
+};
+
+/* The range of a bracket of ours round @hull. */
+struct umbra_range bracket_of(struct hva_range hull, enum umbra_cause cause, bool relocates);
+/*
+ * Opens what @plan says; @plan stays as it is until bracket_end(). @removes: what the call raises
+ * REMOVE for, empty if nothing. Returns: 0, -errno of the consumer that refuses: nothing is open.
+ */
+int bracket_start(struct umbra_own *own, const struct plan *plan, struct hva_range removes,
+		  struct bracket *b);
+/* @result: the system call's. */
+void bracket_end(struct umbra_own *own, struct bracket *b, int result);
+
+/* The regions changed while the call was made: what lies where the file is now may be old. */
+void announce(struct umbra_own *own, const struct plan *plan);
+/* Everything, when there is no memory to say what. */
+void announce_all(struct umbra_own *own, enum umbra_cause cause, bool relocates);
+
+/* Round a call that makes hugepages or shares pages, see struct umbra_own. */
+static inline void shift_begin(struct umbra_own *own)
+{
+	atomic_fetch_add(&own->shifts_begun, 1);
+}
+
+static inline void shift_end(struct umbra_own *own)
+{
+	atomic_fetch_add(&own->shifts_ended, 1);
+}
+
 /* Marks the calling thread as inside an own call, if a uffd listens. @removes: a call that raises
  * REMOVE for @r. */
 struct own_call *own_call_enter(struct umbra_own *own, struct hva_range r, bool removes);

@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* Own calls whose change is found by the regions: fallocate, ftruncate, fork. */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "shadow/events/own.h"
+
+#ifndef FALLOC_FL_PUNCH_HOLE
+#include <linux/falloc.h>
+#endif
+
+/* @mode of a call that is ftruncate. */
+#define MODE_TRUNCATE (-1)
+
+static int plan_file(struct umbra_own *own, int fd, int mode, uint64_t offset, uint64_t len,
+		     struct plan *plan)
+{
+	const uint64_t end = offset + len < offset ? ~0ULL : offset + len;
+	struct stat st;
+
+	plan_init(plan, UMBRA_CAUSE_REMOVE, true);
+	if (mode == MODE_TRUNCATE)
+		return !fstat(fd, &st) && len < (uint64_t)st.st_size
+			       ? region_plan_file(own, fd, len, ~0ULL, plan)
+			       : 0;
+	if (mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
+		return region_plan_file(own, fd, offset, end, plan);
+	if (mode & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE))
+		return region_plan_file(own, fd, offset & ~(UMBRA_PAGE_SIZE - 1), ~0ULL, plan);
+	return 0;
+}
+
+static int call_file(struct umbra_own *own, int fd, int mode, uint64_t offset, uint64_t len)
+{
+	struct plan plan, now;
+	struct bracket b;
+	int err;
+
+	/* Each turn means that another thread's call came through. */
+	for (;;) {
+		err = plan_file(own, fd, mode, offset, len, &plan);
+		if (!err)
+			err = bracket_start(own, &plan, (struct hva_range){ 0 }, &b);
+		if (err) {
+			plan_fini(&plan);
+			return err;
+		}
+		if (!plan.gen || region_plan_holds(own, &plan))
+			break;
+		bracket_end(own, &b, 0);
+		plan_fini(&plan);
+	}
+	if (mode == MODE_TRUNCATE)
+		err = ftruncate(fd, (off_t)len) ? -errno : 0;
+	else
+		err = fallocate(fd, mode, (off_t)offset, (off_t)len) ? -errno : 0;
+	if (plan.gen && !region_plan_holds(own, &plan)) {
+		plan_init(&now, UMBRA_CAUSE_REMOVE, true);
+		if (region_plan_file(own, fd, 0, ~0ULL, &now))
+			announce_all(own, UMBRA_CAUSE_REMOVE, true);
+		else
+			announce(own, &now);
+		plan_fini(&now);
+	}
+	bracket_end(own, &b, err);
+	plan_fini(&plan);
+	return err;
+}
+
+int umbra_fallocate(struct umbra_own *own, int fd, int mode, uint64_t offset, uint64_t len)
+{
+	return call_file(own, fd, mode < 0 ? INT_MAX : mode, offset, len);
+}
+
+int umbra_ftruncate(struct umbra_own *own, int fd, uint64_t len)
+{
+	return call_file(own, fd, MODE_TRUNCATE, 0, len);
+}
+
+/* ---- fork -------------------------------------------------------------------------------------
+ */
+
+pid_t umbra_fork(struct umbra_own *own)
+{
+	struct plan plan, now;
+	struct bracket b;
+	pid_t pid;
+	int err;
+
+	for (;;) {
+		plan_init(&plan, UMBRA_CAUSE_FORK, false);
+		err = region_plan_fork(own, &plan);
+		if (!err)
+			err = bracket_start(own, &plan, (struct hva_range){ 0 }, &b);
+		if (err) {
+			plan_fini(&plan);
+			return err;
+		}
+		if (region_plan_holds(own, &plan))
+			break;
+		bracket_end(own, &b, 0);
+		plan_fini(&plan);
+	}
+	shift_begin(own);
+	pid = fork();
+	err = pid < 0 ? -errno : 0;
+	shift_end(own);
+	/* The child has a copy of the chain with somebody's locks in it: it must not touch it, nor
+	 * the MMU. */
+	if (!pid)
+		return 0;
+	if (!region_plan_holds(own, &plan)) {
+		plan_init(&now, UMBRA_CAUSE_FORK, false);
+		if (region_plan_fork(own, &now))
+			announce_all(own, UMBRA_CAUSE_FORK, false);
+		else
+			announce(own, &now);
+		plan_fini(&now);
+	}
+	bracket_end(own, &b, err);
+	plan_fini(&plan);
+	return err ? err : pid;
+}

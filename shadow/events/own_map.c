@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* Own calls that change mappings: munmap, mprotect, mmap over, mremap. */
+#include <errno.h>
+#include "shadow/events/own.h"
+
+/* Opens the bracket of a call that changes @r alone. */
+static int start_one(struct umbra_own *own, struct hva_range r, enum umbra_cause cause,
+		     struct plan *plan, struct bracket *b)
+{
+	int err;
+
+	plan_init(plan, cause, cause == UMBRA_CAUSE_UNMAP);
+	err = plan_add(plan, r);
+	if (!err && cause == UMBRA_CAUSE_UNMAP)
+		err = region_reserve(own);
+	return err ? err : bracket_start(own, plan, (struct hva_range){ 0 }, b);
+}
+
+int umbra_munmap(struct umbra_own *own, struct hva_range r)
+{
+	struct plan plan;
+	struct bracket b;
+	int err = start_one(own, r, UMBRA_CAUSE_UNMAP, &plan, &b);
+
+	if (err)
+		return err;
+	err = munmap(hva_ptr(r.start), hva_range_len(r)) ? -errno : 0;
+	if (!err)
+		region_replace(own, r, NULL);
+	bracket_end(own, &b, err);
+	return err;
+}
+
+int umbra_mprotect(struct umbra_own *own, struct hva_range r, int prot)
+{
+	struct plan plan;
+	struct bracket b;
+	int err = start_one(own, r, UMBRA_CAUSE_PROTECT, &plan, &b);
+
+	if (err)
+		return err;
+	err = mprotect(hva_ptr(r.start), hva_range_len(r), prot) ? -errno : 0;
+	bracket_end(own, &b, err);
+	return err;
+}
+
+int umbra_mmap_over(struct umbra_own *own, struct hva_range r, int prot, int flags, int fd,
+		    uint64_t offset)
+{
+	const struct umbra_region now = {
+		.hva = r,
+		.fd = flags & MAP_ANONYMOUS ? -1 : fd,
+		.file_offset = offset,
+		.is_private = (flags & MAP_TYPE) == MAP_PRIVATE,
+	};
+	struct plan plan;
+	struct bracket b;
+	int err = start_one(own, r, UMBRA_CAUSE_UNMAP, &plan, &b);
+
+	if (err)
+		return err;
+	if (mmap(hva_ptr(r.start), hva_range_len(r), prot, flags | MAP_FIXED, fd, (off_t)offset) ==
+	    MAP_FAILED)
+		err = -errno;
+	else
+		region_replace(own, r, &now);
+	bracket_end(own, &b, err);
+	return err;
+}
+
+static int call_mremap(struct hva_range from, uint64_t new_len, int flags, hva_t to, hva_t *result)
+{
+	void *p = mremap(hva_ptr(from.start), hva_range_len(from), new_len, flags, hva_ptr(to));
+
+	if (p == MAP_FAILED)
+		return -errno;
+	result->v = (uintptr_t)p;
+	return 0;
+}
+
+/* Old range and destination of a move; the tail of a shrink in place; nothing for growth in place.
+ */
+static int plan_mremap(struct hva_range from, uint64_t new_len, int flags, hva_t to,
+		       struct plan *plan)
+{
+	int err;
+
+	if (!(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) && new_len <= hva_range_len(from))
+		return plan_add(plan, (struct hva_range){ { from.start.v + new_len }, from.end });
+	err = plan_add(plan, from);
+	if (!err && (flags & MREMAP_FIXED))
+		err = plan_add(plan, (struct hva_range){ to, { to.v + new_len } });
+	return err;
+}
+
+/* Of length 0, mremap maps the same bytes once more. */
+static void moved(struct umbra_own *own, struct hva_range from, struct hva_range to, int flags)
+{
+	const struct hva_range now = hva_range_widen(to);
+	bool stays = flags & MREMAP_DONTUNMAP;
+
+	if (!hva_range_len(from)) {
+		from.end.v = from.start.v + (to.end.v - to.start.v);
+		stays = true;
+	}
+	region_move(own, hva_range_widen(from), now, stays);
+}
+
+int umbra_mremap(struct umbra_own *own, struct hva_range from, uint64_t new_len, int flags,
+		 hva_t to, hva_t *result)
+{
+	const bool in_place = hva_range_len(from) && !(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP));
+	hva_t now = from.start;
+	struct plan plan;
+	struct bracket b;
+	int err;
+
+	err = region_reserve(own);
+	if (err)
+		return err;
+	/* Growth in place changes no page. Only when there is no room for it is anything moved. */
+	if (in_place && new_len > hva_range_len(from)) {
+		err = call_mremap(from, new_len, 0, to, &now);
+		if (!err || !(flags & MREMAP_MAYMOVE) || err != -ENOMEM)
+			goto out;
+	}
+	plan_init(&plan, UMBRA_CAUSE_REMAP, true);
+	err = plan_mremap(from, new_len, flags, to, &plan);
+	if (!err)
+		err = bracket_start(own, &plan, (struct hva_range){ 0 }, &b);
+	if (err)
+		return err;
+	shift_begin(own);
+	err = call_mremap(from, new_len, flags, to, &now);
+	shift_end(own);
+	if (!err)
+		moved(own, from, (struct hva_range){ now, { now.v + new_len } }, flags);
+	bracket_end(own, &b, err);
+	if (!err)
+		*result = now;
+	return err;
+out:
+	if (!err) {
+		moved(own, from, (struct hva_range){ now, { now.v + new_len } }, flags);
+		*result = now;
+	}
+	return err;
+}
