@@ -76,8 +76,11 @@ bool spte_change(struct umbra_mmu *mmu, struct spte_iter *it, uint64_t now)
 			now |= set; /* the CPU used it meanwhile: never lose that */
 	}
 	account(mmu, it, now);
-	if (spte_needs_flush(it->old, now))
+	if (spte_needs_flush(it->old, now)) {
 		flush_queue(mmu, it);
+		/* an accessed bit alone is nothing that anybody must wait for */
+		mmu->lowered |= spte_needs_flush(it->old & ~SPTE_ACCESSED, now);
+	}
 	return true;
 }
 

@@ -90,8 +90,10 @@ struct umbra_mmu {
 	uint64_t in_transit;  /* tables that a collapse holds, on no list */
 	uint64_t queued;      /* flush entries since the last post */
 	uint64_t last_ticket; /* given by the newest post */
-	uint64_t waited;      /* atomic: all up to here is known to be out of use */
-	uint64_t free_gen;    /* written under lock, read without: a table page was given back */
+	bool lowered;         /* of what is queued, something takes a translation or a right away */
+	uint64_t lowered_ticket; /* given by the newest post with such a thing in it */
+	uint64_t waited;         /* atomic: all up to here is known to be out of use */
+	uint64_t free_gen;       /* written under lock, read without: a table page was given back */
 
 	struct slot *slots;
 	struct slot_by_hva *by_hva;
@@ -199,6 +201,10 @@ void table_retire(struct umbra_mmu *mmu, uint32_t table, bool cleared);
 void table_queue_clear(struct umbra_mmu *mmu, uint32_t table);
 
 void flush_queue(struct umbra_mmu *mmu, const struct spte_iter *it);
+/*
+ * Returns: what to wait for, so that no CPU uses anything dropped or lowered so far, by whomever. Who finds
+ * nothing to drop has not dropped it, and its flush may still be under way.
+ */
 uint64_t flush_post(struct umbra_mmu *mmu);
 /* No lock held. */
 int flush_wait(struct umbra_mmu *mmu, uint64_t ticket, bool may_wait);

@@ -122,12 +122,15 @@ uint64_t flush_post(struct umbra_mmu *mmu)
 		mmu->stats.flushes++;
 		mmu->stats.flushed_entries += mmu->queued;
 		mmu->queued = 0;
+		if (mmu->lowered)
+			mmu->lowered_ticket = ticket;
 	}
+	mmu->lowered = false;
 	if (mmu->unlinked.fresh != NO_TABLE)
 		list_ticket(mmu, &mmu->unlinked, ticket);
 	if (mmu->cleared.fresh != NO_TABLE)
 		list_ticket(mmu, &mmu->cleared, ticket);
-	return ticket;
+	return ticket != TICKET_NONE ? ticket : mmu->lowered_ticket;
 }
 
 int flush_wait(struct umbra_mmu *mmu, uint64_t ticket, bool may_wait)
