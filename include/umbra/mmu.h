@@ -52,7 +52,8 @@ struct umbra_resolve_req {
 	gfn_t gfn;
 	uint32_t access; /* enum umbra_access of the fault                            */
 	uint32_t slot_id, slot_flags; /* of the memslot */
-	enum umbra_level max_level; /* 2M only if slot and congruence allow it                   */
+	enum umbra_level
+		max_level; /* 2M only if slot and congruence allow it, and no 4K table is there */
 };
 
 /*

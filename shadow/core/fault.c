@@ -144,9 +144,12 @@ static enum umbra_fault_result install(struct umbra_root *root, struct slot *s, 
 	return UMBRA_FAULT_INSTALLED;
 }
 
-/* Everything that can be said before asking the host. Lock held. True: @result is the answer. */
+/*
+ * Everything that can be said before asking the host. Lock held. True: @result is the answer. Else @most: the
+ * largest leaf that could be installed: where a table with 4K leaves is, it stays.
+ */
 static bool answered_early(struct umbra_root *root, struct umbra_fault *f, struct slot **slot,
-			   enum umbra_fault_result *result)
+			   enum umbra_fault_result *result, enum umbra_level *most)
 {
 	struct umbra_mmu *mmu = root->mmu;
 	const uint64_t gfn = f->gpa.v >> UMBRA_PAGE_SHIFT;
@@ -179,6 +182,7 @@ static bool answered_early(struct umbra_root *root, struct umbra_fault *f, struc
 		*result = found(f, &it, UMBRA_FAULT_SPURIOUS);
 		return true;
 	}
+	*most = it.level == UMBRA_LEVEL_4K ? UMBRA_LEVEL_4K : slot_max_level(*slot, gfn);
 	return false;
 }
 
@@ -189,6 +193,7 @@ enum umbra_fault_result umbra_fault(struct umbra_root *root, struct umbra_fault 
 	struct umbra_resolved res = { UMBRA_LEVEL_4K, false, UMBRA_HOST_PFN_UNKNOWN };
 	struct umbra_resolve_req req;
 	enum umbra_fault_result result;
+	enum umbra_level most;
 	struct snapshot snap;
 	struct slot *s;
 	bool drained = false;
@@ -201,7 +206,7 @@ enum umbra_fault_result umbra_fault(struct umbra_root *root, struct umbra_fault 
 again:
 	mmu_lock(mmu);
 	mmu->stats.faults += !drained;
-	if (answered_early(root, f, &s, &result)) {
+	if (answered_early(root, f, &s, &result, &most)) {
 		mmu_unlock(mmu);
 		return result;
 	}
@@ -211,7 +216,7 @@ again:
 		.access = f->access,
 		.slot_id = s->pub.id,
 		.slot_flags = s->pub.flags,
-		.max_level = slot_max_level(s, gfn),
+		.max_level = most,
 	};
 	inv_snapshot(mmu, leaf_hva(s, gfn, req.max_level), &snap);
 	if (inv_open(mmu, leaf_hva(s, gfn, UMBRA_LEVEL_4K))) {

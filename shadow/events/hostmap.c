@@ -319,16 +319,23 @@ int umbra_hostmap_query_range(struct umbra_hostmap *map, hva_t hva, struct umbra
 	return 0;
 }
 
+int hostmap_entry(struct umbra_hostmap *map, hva_t hva, struct umbra_page *page)
+{
+	uint64_t entry;
+	int err = read_entries(map, hva.v >> UMBRA_PAGE_SHIFT, &entry, 1);
+
+	if (!err)
+		entry_to_page(map, entry, page);
+	return err;
+}
+
 int umbra_hostmap_query(struct umbra_hostmap *map, hva_t hva, struct umbra_page *page)
 {
-	const uint64_t start = hva.v & ~(UMBRA_PAGE_SIZE - 1);
-	uint64_t entry;
-	int err = read_entries(map, start >> UMBRA_PAGE_SHIFT, &entry, 1);
+	int err = hostmap_entry(map, hva, page);
 
 	if (err)
 		return err;
-	entry_to_page(map, entry, page);
-	return map->scan ? add_scan(map, start, page, 1) : 0;
+	return map->scan ? add_scan(map, hva.v & ~(UMBRA_PAGE_SIZE - 1), page, 1) : 0;
 }
 
 /* Widens @reach to where the folio of frame @pfn, mapped at @at, would lie. True: it is a large one. */

@@ -29,8 +29,14 @@ struct host_vma {
 int hostmap_vma(struct umbra_hostmap *map, hva_t hva, struct host_vma *vma);
 
 /*
+ * hostmap_entry - one page as its pagemap entry shows it: without HUGE and ZERO, for half the price of
+ * umbra_hostmap_query(). A zero page shows as FILE or not EXCLUSIVE.
+ */
+int hostmap_entry(struct umbra_hostmap *map, hva_t hva, struct umbra_page *page);
+
+/*
  * hostmap_peek - flags of one page, EXCLUSIVE and the frame only if the kernel has no PAGEMAP_SCAN.
- * A quarter of the price of umbra_hostmap_query(): enough to see whether a page is there at all.
+ * Half the price of umbra_hostmap_query(): enough to see whether a page is there at all, and its size.
  */
 int hostmap_peek(struct umbra_hostmap *map, hva_t hva, uint32_t *flags);
 

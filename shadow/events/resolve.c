@@ -4,7 +4,7 @@
  *
  * That a write would change nothing is never guessed from flags: MADV_POPULATE_WRITE is what a
  * write would be, and after it the entry is writable. It costs less than a microsecond on a page
- * that is writable already.
+ * that is writable already. A call more or less shows in every fault: bench/fault1.
  */
 #include <errno.h>
 #include <sys/mman.h>
@@ -86,6 +86,14 @@ static int answer(const struct umbra_resolve_req *req, const struct umbra_page *
 	return 0;
 }
 
+/* How the host maps the page now; its size only where that may matter. */
+static int look(struct umbra_hostmap *map, const struct umbra_resolve_req *req, bool size,
+		struct umbra_page *now)
+{
+	return size || req->max_level >= UMBRA_LEVEL_2M ? umbra_hostmap_query(map, req->hva, now)
+							: hostmap_entry(map, req->hva, now);
+}
+
 /*
  * Write to a present page that looks as if it would stay. A KSM page with one mapping and a page
  * still held by the swap cache look so and move all the same; with frames to compare that is seen,
@@ -99,13 +107,17 @@ static int write_in_place(struct umbra_hostmap *map, struct umbra_chain *chain,
 	int err = populate(req->hva, MADV_POPULATE_WRITE);
 
 	if (!err)
-		err = umbra_hostmap_query(map, req->hva, &now);
+		err = look(map, req, false, &now);
 	if (err)
 		return err;
 	if (before->host_pfn != now.host_pfn) {
-		const struct umbra_range r =
-			cow_range(req->hva, (before->flags | now.flags) & UMBRA_PAGE_HUGE);
+		struct umbra_range r;
 
+		/* A 2M page that a write moves in part is mapped by 4K then: only that part has moved. */
+		err = look(map, req, true, &now);
+		if (err)
+			return err;
+		r = cow_range(req->hva, now.flags & UMBRA_PAGE_HUGE);
 		err = umbra_invalidate_start(chain, &r);
 		if (err)
 			return err;
@@ -137,14 +149,16 @@ static int resolve_absent(struct umbra_hostmap *map, const struct umbra_resolve_
 	}
 	err = populate(req->hva, write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
 	if (!err)
-		err = umbra_hostmap_query(map, req->hva, &now);
+		err = look(map, req, false, &now);
 	return err ? err : answer(req, &now, writable, res);
 }
 
+/* @page: as hostmap_entry() knows it. */
 static int resolve_write(struct umbra_hostmap *map, struct umbra_chain *chain,
 			 const struct umbra_resolve_req *req, const struct umbra_page *page,
 			 struct umbra_resolved *res)
 {
+	struct umbra_page whole;
 	struct host_vma vma;
 	int err;
 
@@ -156,45 +170,46 @@ static int resolve_write(struct umbra_hostmap *map, struct umbra_chain *chain,
 			return err == -ENOENT ? -EFAULT : err;
 		if (!(vma.flags & UMBRA_VMA_WRITE))
 			return -EACCES;
-		if (!(vma.flags & UMBRA_VMA_SHARED))
-			return break_cow(chain, req->hva, page->flags & UMBRA_PAGE_HUGE);
+		if (!(vma.flags & UMBRA_VMA_SHARED)) {
+			err = look(map, req, true, &whole);
+			return err ? err
+				   : break_cow(chain, req->hva, whole.flags & UMBRA_PAGE_HUGE);
+		}
 	}
 	return write_in_place(map, chain, req, page, res);
 }
 
+/* @page: as hostmap_entry() knows it. */
 static int resolve_read(struct umbra_hostmap *map, struct umbra_chain *chain,
 			const struct umbra_resolve_req *req, const struct umbra_page *page,
 			struct umbra_resolved *res)
 {
+	const bool protected = page->flags & UMBRA_PAGE_UFFD_WP;
+	const bool moves = page_write_moves_private(page->flags);
+	struct umbra_page now;
 	struct host_vma vma;
 	int err = hostmap_vma(map, req->hva, &vma);
+	bool writable, shared;
 
 	if (err)
 		return err == -ENOENT ? -EFAULT : err;
 	/* PROT_NONE keeps its pages "present" in pagemap. */
 	if (!(vma.flags & UMBRA_VMA_READ))
 		return -EACCES;
-	if (!(vma.flags & UMBRA_VMA_WRITE) || (page->flags & UMBRA_PAGE_UFFD_WP))
-		return answer(req, page, false, res);
-	if (vma.flags & UMBRA_VMA_SHARED)
-		return answer(req, page, true, res);
-	if (page_write_moves_private(page->flags))
-		return answer(req, page, false, res);
-	return write_in_place(map, chain, req, page, res);
+	writable = (vma.flags & UMBRA_VMA_WRITE) && !protected;
+	shared = vma.flags & UMBRA_VMA_SHARED;
+	if (writable && !shared && !moves)
+		return write_in_place(map, chain, req, page, res);
+	err = look(map, req, false, &now);
+	return err ? err : answer(req, &now, writable && shared, res);
 }
 
 int umbra_hostmap_resolve(struct umbra_hostmap *map, struct umbra_chain *chain,
 			  const struct umbra_resolve_req *req, struct umbra_resolved *res)
 {
 	struct umbra_page page;
-	uint32_t flags;
-	int err = hostmap_peek(map, req->hva, &flags);
+	int err = hostmap_entry(map, req->hva, &page);
 
-	if (err)
-		return err;
-	if (!(flags & UMBRA_PAGE_PRESENT))
-		return resolve_absent(map, req, res);
-	err = umbra_hostmap_query(map, req->hva, &page);
 	if (err)
 		return err;
 	if (!(page.flags & UMBRA_PAGE_PRESENT))
