@@ -76,9 +76,12 @@ void bench_begin(const char *name, int cpu)
 	if (cpu >= 0)
 		bench_pin(pthread_self(), (unsigned int)cpu);
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	printf("%s: %u CPUs, main %s%.0d, load %.2f\n", name, bench_cpus(),
-	       cpu < 0 ? "not pinned" : "on CPU ", cpu < 0 ? 0 : cpu % (int)bench_cpus(),
-	       load_average());
+	printf("%s: %u CPUs, ", name, bench_cpus());
+	if (cpu < 0)
+		printf("main not pinned");
+	else
+		printf("main on CPU no. %d of these", cpu % (int)bench_cpus());
+	printf(", load %.2f\n", load_average());
 }
 
 void bench_fail(const char *fmt, ...)

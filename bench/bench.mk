@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 # The benchmarks: every bench/NAME.c is a program $(BUILD)/bench/NAME, built as what is installed, never sanitised.
-# Included by the top Makefile. bench.c is the frame and minikvm.c the floor: both are in each program that wants them.
-BENCH_PARTS := bench/bench.c bench/minikvm.c
+# Included by the top Makefile. bench.c is the frame, minikvm.c the floor, machine.c ours: in each program that wants them.
+BENCH_PARTS := bench/bench.c bench/minikvm.c bench/machine.c
 BENCH_SRC   := $(sort $(filter-out $(BENCH_PARTS),$(wildcard bench/*.c)))
 BENCH_BIN   := $(BENCH_SRC:%.c=$(BUILD)/%)
 BENCH_ROWS  := $(filter-out minihello,$(notdir $(BENCH_SRC:.c=)))

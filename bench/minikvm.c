@@ -79,12 +79,14 @@ enum {
 	PD_HIGH = 0xb000,
 	PT_CODE = 0xc000,
 	CODE3 = 0x200000,
+	EXITS3 = 0x800, /* in that page */
 };
 
-#define CS0 0x08
-#define DS0 0x10
-#define SS3 (0x18 | 3)
-#define CS3 (0x20 | 3)
+#define CS0   0x08
+#define DS0   0x10
+#define SS3   (0x18 | 3)
+#define CS3   (0x20 | 3)
+#define IOPL3 (3ULL << 12)
 
 __asm__(".pushsection .rodata\n"
 	"minikvm_exits:\n"
@@ -133,6 +135,7 @@ static void build_memory(struct minikvm *m)
 
 	memcpy(m->mem + CODE0, minikvm_exits, (size_t)(minikvm_code0_end - minikvm_exits));
 	memcpy(m->mem + CODE3, minikvm_sweep, (size_t)(minikvm_sweep_end - minikvm_sweep));
+	memcpy(m->mem + CODE3 + EXITS3, minikvm_exits, (size_t)(minikvm_stub - minikvm_exits));
 	at(m, GDT)[CS0 / 8] = 0x00af9b000000ffffULL;
 	at(m, GDT)[DS0 / 8] = 0x00cf93000000ffffULL;
 	at(m, GDT)[SS3 / 8] = 0x00cff3000000ffffULL;
@@ -168,7 +171,7 @@ int minikvm_long_mode(struct minikvm *m)
 	return 0;
 }
 
-static int aim(struct minikvm *m, const struct kvm_regs *regs, int ring)
+static int aim(struct minikvm *m, const struct kvm_regs *regs, unsigned int ring)
 {
 	struct kvm_sregs sregs;
 
@@ -195,11 +198,15 @@ static int aim(struct minikvm *m, const struct kvm_regs *regs, int ring)
 	return 0;
 }
 
-int minikvm_aim_exits(struct minikvm *m)
+int minikvm_aim_exits(struct minikvm *m, unsigned int ring)
 {
-	struct kvm_regs regs = { .rip = CODE0, .rflags = 2, .rsp = STACK_TOP };
+	struct kvm_regs regs = {
+		.rip = ring ? CODE3 + EXITS3 : CODE0,
+		.rflags = 2 | (ring ? IOPL3 : 0),
+		.rsp = STACK_TOP,
+	};
 
-	return aim(m, &regs, 0);
+	return aim(m, &regs, ring);
 }
 
 int minikvm_aim_sweep(struct minikvm *m, uint64_t block)

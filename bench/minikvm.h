@@ -41,8 +41,11 @@ int minikvm_run(struct minikvm *m);
 /* Tables, segments, one gate, code. Needs 32 MiB. Returns: 0, -errno. */
 int minikvm_long_mode(struct minikvm *m);
 
-/* Ring 0, in a loop that does nothing but out: one port exit for each minikvm_run(). Returns: 0, -errno. */
-int minikvm_aim_exits(struct minikvm *m);
+/*
+ * A loop that does nothing but out: one port exit for each minikvm_run(). In ring 3, with the right to ports, as a
+ * guest's code runs here; in ring 0 a KVM that interprets ring 0 does not even enter the guest. Returns: 0, -errno.
+ */
+int minikvm_aim_exits(struct minikvm *m, unsigned int ring);
 
 /*
  * Ring 3, writing one word to each page of @block; every one faults once: #PF, the stub in ring 0, out, and after
