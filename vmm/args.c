@@ -21,6 +21,7 @@ enum {
 	OPT_EVENTS,
 	OPT_KVM_FD,
 	OPT_UFFD_FD,
+	OPT_NR,
 };
 
 static const struct option options[] = {
@@ -74,6 +75,12 @@ int args_size(const char *text, uint64_t *bytes)
 	return 0;
 }
 
+/* An empty argument would be a hole in the sentence. */
+static const char *shown(const char *text)
+{
+	return *text ? text : "\"\"";
+}
+
 /* A whole decimal number and nothing else. */
 static int parse_number(const char *text, uint64_t max, uint64_t *value)
 {
@@ -102,7 +109,8 @@ static int parse_word(const char *option, const char *text, const char *const *w
 		at += (size_t)snprintf(list + at, sizeof(list) - at, "%s%s", i ? ", " : "",
 				       words[i]);
 	}
-	return vm_fail(err, VMM_EXIT_USAGE, "%s %s: unknown; it is one of: %s", option, text, list);
+	return vm_fail(err, VMM_EXIT_USAGE, "%s %s: unknown; it is one of: %s", option, shown(text),
+		       list);
 }
 
 static int parse_memory(const char *text, struct vm_config *config, struct vm_error *err)
@@ -115,7 +123,7 @@ static int parse_memory(const char *text, struct vm_config *config, struct vm_er
 		return vm_fail(
 			err, VMM_EXIT_USAGE,
 			"--memory %s: not a size; write a number with K, M or G, such as 256M",
-			text);
+			shown(text));
 	}
 	if (config->memory < VM_MEMORY_MIN)
 		return vm_fail(err, VMM_EXIT_USAGE, "--memory %s: too small; at least 2M", text);
@@ -134,7 +142,7 @@ static int parse_fd(const char *option, const char *text, int *fd, struct vm_err
 
 	if (parse_number(text, 1 << 20, &n))
 		return vm_fail(err, VMM_EXIT_USAGE, "%s %s: not a file descriptor number", option,
-			       text);
+			       shown(text));
 	if (n <= 2)
 		return vm_fail(
 			err, VMM_EXIT_USAGE,
@@ -165,8 +173,8 @@ static int parse_option(int c, const char *arg, struct vm_config *config, struct
 	case 'c':
 		e = parse_number(arg, VM_VCPUS_MAX, &n);
 		if (e == -EINVAL)
-			return vm_fail(err, VMM_EXIT_USAGE, "--cpus %s: not a number; 1 to %d", arg,
-				       VM_VCPUS_MAX);
+			return vm_fail(err, VMM_EXIT_USAGE, "--cpus %s: not a number; 1 to %d",
+				       shown(arg), VM_VCPUS_MAX);
 		if (e || !n)
 			return vm_fail(err, VMM_EXIT_USAGE, "--cpus %s: out of range; 1 to %d", arg,
 				       VM_VCPUS_MAX);
@@ -214,6 +222,62 @@ static int parse_option(int c, const char *arg, struct vm_config *config, struct
 	}
 }
 
+/* The long name of what getopt answered with @c. */
+static const char *long_name(int c)
+{
+	const struct option *o = options;
+
+	while (o->name && o->val != c)
+		o++;
+	return o->name ? o->name : "?";
+}
+
+static const char *as_given(int c, const char *value, char *buf, size_t size)
+{
+	if (c == OPT_STATS)
+		snprintf(buf, size, "--stats%s%s", *value ? "=" : "", value);
+	else
+		snprintf(buf, size, "--%s %s", long_name(c), shown(value));
+	return buf;
+}
+
+/*
+ * Two values for one thing are a mistake that the last one would hide: somebody added an option to a command line that
+ * had it. @given: what each option was given so far; a switch without a value may be said again.
+ */
+static int check_once(int c, const char *arg, const char **given, struct vm_error *err)
+{
+	const char *before = given[c];
+	char first[128], second[128];
+
+	given[c] = arg ? arg : "";
+	if (!before || c == OPT_AUDIT)
+		return 0;
+	return vm_fail(err, VMM_EXIT_USAGE, "%s and %s: given twice; keep one of them",
+		       as_given(c, before, first, sizeof(first)),
+		       as_given(c, given[c], second, sizeof(second)));
+}
+
+/* @word, as typed, is no option, or the beginning of several. */
+static int unknown_option(const char *word, struct vm_error *err)
+{
+	const size_t len = strcspn(word, "=") - 2;
+	unsigned int n = 0;
+	char list[160] = "";
+	size_t at = 0;
+
+	for (const struct option *o = options; o->name; o++) {
+		if (strncmp(o->name, word + 2, len) != 0)
+			continue;
+		at += (size_t)snprintf(list + at, sizeof(list) - at, "%s--%s", n++ ? ", " : "",
+				       o->name);
+	}
+	if (n > 1 && len)
+		return vm_fail(err, VMM_EXIT_USAGE, "%.*s: which of %s is meant?", (int)len + 2,
+			       word, list);
+	return vm_fail(err, VMM_EXIT_USAGE, "%s: unknown option; see vmm run --help", word);
+}
+
 /* What each option allows, but not together. */
 static int check_together(struct vm_config *config, struct vm_error *err)
 {
@@ -249,6 +313,7 @@ static int join_args(char **argv, struct vm_config *config, struct vm_error *err
 static int parse_run(int argc, char **argv, enum args_command *command, struct vm_config *config,
 		     struct vm_error *err)
 {
+	const char *given[OPT_NR] = { NULL };
 	int split = argc, c, e;
 
 	/* Cut at "--" by hand: getopt, which permutes, would hide where it was. */
@@ -273,10 +338,11 @@ static int parse_run(int argc, char **argv, enum args_command *command, struct v
 			if (optopt)
 				return vm_fail(err, VMM_EXIT_USAGE,
 					       "-%c: unknown option; see vmm run --help", optopt);
-			return vm_fail(err, VMM_EXIT_USAGE,
-				       "%s: unknown option; see vmm run --help", argv[optind - 1]);
+			return unknown_option(argv[optind - 1], err);
 		default:
-			e = parse_option(c, optarg, config, err);
+			e = check_once(c, optarg, given, err);
+			if (!e)
+				e = parse_option(c, optarg, config, err);
 			if (e)
 				return e;
 		}
@@ -320,21 +386,23 @@ int args_parse(int argc, char **argv, enum args_command *command, struct vm_conf
 		*command = ARGS_VERSION;
 	else
 		return vm_fail(err, VMM_EXIT_USAGE,
-			       "%s: unknown %s; there is: run, --help, --version", argv[1],
+			       "%s: unknown %s; there is: run, --help, --version", shown(argv[1]),
 			       argv[1][0] == '-' ? "option" : "command");
 	if (argc > 2)
 		return vm_fail(err, VMM_EXIT_USAGE, "%s: nothing goes after %s", argv[2], argv[1]);
 	return 0;
 }
 
-#define EXIT_CODES                                                                                 \
-	"Exit status:\n"                                                                           \
-	"  0    the guest reported success\n"                                                      \
-	"  1    the guest reported a failure\n"                                                    \
-	"  2    bad arguments, or a bad image\n"                                                   \
-	"  3    the guest crashed: registers and the last invalidations are printed\n"             \
-	"  4    our error, or the tables were found wrong\n"                                       \
-	"  77   this host lacks something; the message says what, and the command that mends it\n" \
+#define EXIT_CODES                                                                                              \
+	"Exit status:\n"                                                                                        \
+	"  0    the guest reported success\n"                                                                   \
+	"  1    the guest reported a failure\n"                                                                 \
+	"  2    bad arguments, or a bad image\n"                                                                \
+	"  3    the guest crashed: registers and the last invalidations are printed\n"                          \
+	"  4    our error, the tables were found wrong, or what the guest said or the report\n"                 \
+	"       asked for could not be written\n"                                                               \
+                                                                                                                \
+	"  77   this host lacks something or limits it; the message says what, and the command that mends it\n" \
 	"  130  interrupted (Ctrl-C)\n"
 
 void args_help(FILE *out)
@@ -353,6 +421,7 @@ void args_help_run(FILE *out)
 	fputs("vmm run [options] IMAGE [-- ARGS]\n"
 	      "\n"
 	      "IMAGE is a static x86-64 ELF executable; ARGS are handed to the guest.\n"
+	      "An option with a value is given once.\n"
 	      "\n"
 	      "Machine\n"
 	      "  -m, --memory SIZE       guest memory, 2M to 64G in steps of 2M; sparse       [256M]\n"

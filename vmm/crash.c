@@ -138,13 +138,7 @@ static void end(struct vcpu *v, enum vmm_exit code, const char *why)
 		return;
 	vcpu_print_state(out, v);
 	fclose(out);
-	for (size_t done = 0; done < bytes;) {
-		ssize_t n = write(STDERR_FILENO, text + done, bytes - done);
-
-		if (n <= 0)
-			break;
-		done += (size_t)n;
-	}
+	(void)vm_write(STDERR_FILENO, text, bytes); /* nowhere left to say that it failed */
 	free(text);
 }
 

@@ -17,6 +17,7 @@
 #define SERIAL_STATUS       (GUEST_PORT_SERIAL + 5)
 #define SERIAL_STATUS_READY 0x60 /* transmitter empty; nothing to read */
 #define LINE_MAX_BYTES      1024
+#define LAST_WAIT_MS        1000 /* for a reader that does not read, when the machine has stopped */
 
 /* Touched by its vCPU's thread only, and by devices_flush() once that has ended. */
 struct line {
@@ -28,7 +29,7 @@ struct line {
 
 struct devices {
 	pthread_mutex_t out; /* one line at a time on standard output */
-	bool out_failed;
+	int out_error; /* errno of the first write that failed: from then on nothing is written */
 	bool exited;
 	uint32_t exit_code;
 	struct line line[VM_VCPUS_MAX];
@@ -53,7 +54,7 @@ void devices_destroy(struct vm *vm)
 }
 
 /*
- * The reader of our output may be slow, or gone. Slow: wait, but not past a stop of the machine (a
+ * The reader of our output may be slow, or gone. Slow: wait, but not for long past a stop of the machine (a
  * kick makes poll and write return EINTR). Gone: the guest goes on, its output is dropped, and that
  * is said once.
  */
@@ -62,27 +63,43 @@ static void write_out(struct vm *vm, const char *p, size_t len)
 	struct devices *d = vm->devices;
 
 	pthread_mutex_lock(&d->out);
-	while (len && !d->out_failed) {
-		ssize_t n = write(STDOUT_FILENO, p, len);
+	while (len && !d->out_error) {
+		struct pollfd wait = { .fd = STDOUT_FILENO, .events = POLLOUT };
+		ssize_t n;
+
+		/* a line always fits a pipe that is ready: with this, the write does not block */
+		if (vm_stopping(vm) && poll(&wait, 1, LAST_WAIT_MS) <= 0) {
+			d->out_error = EAGAIN;
+			break;
+		}
+		n = write(STDOUT_FILENO, p, len);
 
 		if (n >= 0) {
 			p += n;
 			len -= (size_t)n;
 		} else if (errno == EAGAIN) {
-			struct pollfd wait = { .fd = STDOUT_FILENO, .events = POLLOUT };
-
 			if (poll(&wait, 1, 100) <= 0 && vm_stopping(vm))
 				break;
 		} else if (errno != EINTR) {
-			d->out_failed = true;
+			d->out_error = errno;
 			vm_log(vm, VM_LOG_WARN,
 			       "standard output: %s; the guest's output is dropped",
-			       strerror(errno));
+			       strerror(d->out_error));
 		} else if (vm_stopping(vm)) {
 			break;
 		}
 	}
 	pthread_mutex_unlock(&d->out);
+}
+
+int devices_output_error(struct vm *vm)
+{
+	int e;
+
+	pthread_mutex_lock(&vm->devices->out);
+	e = -vm->devices->out_error;
+	pthread_mutex_unlock(&vm->devices->out);
+	return e;
 }
 
 static void flush_line(struct vm *vm, struct line *line)
@@ -158,18 +175,17 @@ uint32_t dev_in(struct vm *vm, struct vcpu *vcpu, uint16_t port, unsigned int by
 	return bytes == 4 ? ~0U : (1U << bytes * 8) - 1;
 }
 
-int dev_outs(struct vm *vm, struct vcpu *vcpu, uint16_t port, unsigned int bytes, gpa_t from,
-	     uint64_t count)
+uint64_t dev_outs(struct vm *vm, struct vcpu *vcpu, uint16_t port, unsigned int bytes, gpa_t from,
+		  uint64_t count)
 {
+	uint64_t done = 0;
 	char buf[1024];
 
-	if (bytes != 1 && bytes != 2 && bytes != 4)
-		return -EINVAL;
-	while (count && !vm_stopping(vm)) {
+	while (done < count && !vm_stopping(vm)) {
 		uint64_t values = sizeof(buf) / bytes;
 		size_t size;
 
-		values = values < count ? values : count;
+		values = values < count - done ? values : count - done;
 		size = (size_t)values * bytes;
 		/* Not across the end of memory in one piece: what lies before it is still put out.
 		 */
@@ -178,17 +194,16 @@ int dev_outs(struct vm *vm, struct vcpu *vcpu, uint16_t port, unsigned int bytes
 			size = (size_t)values * bytes;
 		}
 		if (!values || guest_read(vm, from, buf, size))
-			return -EFAULT;
-		for (size_t at = 0; at < size && !vm_stopping(vm); at += bytes) {
+			break;
+		for (size_t at = 0; at < size && !vm_stopping(vm); at += bytes, done++) {
 			uint32_t value = 0;
 
 			memcpy(&value, buf + at, bytes);
 			dev_out(vm, vcpu, port, bytes, value);
 		}
 		from.v += size;
-		count -= values;
 	}
-	return 0;
+	return done;
 }
 
 void devices_stats(struct vm *vm, struct devices_stats *stats)

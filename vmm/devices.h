@@ -7,6 +7,8 @@
 #include <vmm/vm.h>
 
 int devices_create(struct vm *vm, struct vm_error *err);
+/* Did the reader of the guest's output go away, or its disk fill? Returns: 0, -errno of the first failed write. */
+int devices_output_error(struct vm *vm);
 /* Lines that the guest did not finish are written. */
 void devices_flush(struct vm *vm);
 void devices_destroy(struct vm *vm);
@@ -22,9 +24,11 @@ void devices_stats(struct vm *vm, struct devices_stats *stats);
 void dev_out(struct vm *vm, struct vcpu *vcpu, uint16_t port, unsigned int bytes, uint32_t value);
 uint32_t dev_in(struct vm *vm, struct vcpu *vcpu, uint16_t port, unsigned int bytes);
 
-/* rep outs: @count values of @bytes from @from. Returns: 0, -EFAULT (what came before was put out).
+/*
+ * rep outs: @count values of @bytes from @from. Returns: how many were put out; less than @count where memory ends, or
+ * when the machine stops.
  */
-int dev_outs(struct vm *vm, struct vcpu *vcpu, uint16_t port, unsigned int bytes, gpa_t from,
-	     uint64_t count);
+uint64_t dev_outs(struct vm *vm, struct vcpu *vcpu, uint16_t port, unsigned int bytes, gpa_t from,
+		  uint64_t count);
 
 #endif

@@ -125,37 +125,50 @@ static bool string_advance(struct emulate *e, const struct insn *insn, const str
 	return !*s->count;
 }
 
-/* Returns: 0 complete, 1 more to do, -EFAULT. */
+/*
+ * As on the CPU, what was done before an element failed stays done, and the registers say how far it came. A machine
+ * that stops in between is no failure.
+ * Returns: 0 complete, 1 more to do, -EFAULT.
+ */
+static int string_end(struct emulate *e, const struct insn *insn, const struct string *s,
+		      uint64_t done)
+{
+	const bool complete = string_advance(e, insn, s, done);
+
+	return done == s->n ? !complete : vm_stopping(e->vm) ? 1 : -EFAULT;
+}
+
 static int do_outs(struct emulate *e, const struct insn *insn)
 {
 	struct string s = string_of(e, insn, &e->regs->rsi);
-	uint64_t from = *s.index & s.mask;
-	int ret = 0;
+	uint64_t from = *s.index & s.mask, done = 0;
 
 	if (s.step > 0 && from + s.n * insn->bytes - 1 <= s.mask) {
 		if (s.n)
-			ret = dev_outs(e->vm, e->vcpu, port_of(e, insn), insn->bytes,
-				       (gpa_t){ from }, s.n);
+			done = dev_outs(e->vm, e->vcpu, port_of(e, insn), insn->bytes,
+					(gpa_t){ from }, s.n);
 	} else {
-		for (uint64_t i = 0; i < s.n && !ret; i++)
-			ret = dev_outs(e->vm, e->vcpu, port_of(e, insn), insn->bytes,
-				       (gpa_t){ (from + (uint64_t)s.step * i) & s.mask }, 1);
+		while (done < s.n &&
+		       dev_outs(e->vm, e->vcpu, port_of(e, insn), insn->bytes,
+				(gpa_t){ (from + (uint64_t)s.step * done) & s.mask }, 1))
+			done++;
 	}
-	return ret ? ret : !string_advance(e, insn, &s, s.n);
+	return string_end(e, insn, &s, done);
 }
 
 static int do_ins(struct emulate *e, const struct insn *insn)
 {
 	struct string s = string_of(e, insn, &e->regs->rdi);
-	int ret = 0;
+	uint64_t done;
 
-	for (uint64_t i = 0; i < s.n && !ret; i++) {
+	for (done = 0; done < s.n; done++) {
 		uint32_t value = dev_in(e->vm, e->vcpu, port_of(e, insn), insn->bytes);
-		gpa_t to = { (*s.index + (uint64_t)s.step * i) & s.mask };
+		gpa_t to = { (*s.index + (uint64_t)s.step * done) & s.mask };
 
-		ret = guest_write(e->vm, to, &value, insn->bytes);
+		if (guest_write(e->vm, to, &value, insn->bytes))
+			break;
 	}
-	return ret ? ret : !string_advance(e, insn, &s, s.n);
+	return string_end(e, insn, &s, done);
 }
 
 static enum emulate_result do_string(struct emulate *e, struct insn *insn)

@@ -32,23 +32,27 @@ static int run(const struct vm_config *config)
 		fprintf(stderr, "umbra: %s\n", err.text);
 	} else {
 		code = (int)vm_run(vm);
-		vm_report(vm);
+		/* whoever asked for a report and has none must see it; a failure of the guest weighs more */
+		if (vm_report(vm) && code == VMM_EXIT_OK)
+			code = VMM_EXIT_INTERNAL;
 	}
 	vm_destroy(vm);
 	return code;
 }
 
-/* What we open must never become standard input, output or error: the guest's bytes would go there. */
+/*
+ * What we open must never become standard input, output or error: the guest's bytes would go there. In place of one
+ * that is closed stands one that cannot be used: writing to it fails, as it would have without.
+ */
 static bool open_standard_descriptors(void)
 {
-	int fd;
-
-	do
-		fd = open("/dev/null", O_RDWR);
-	while (fd >= 0 && fd <= STDERR_FILENO);
-	if (fd < 0)
-		return false;
-	close(fd);
+	for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+		if (fcntl(fd, F_GETFD) >= 0)
+			continue;
+		/* the lowest free number is @fd */
+		if (open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY) != fd)
+			return false;
+	}
 	return true;
 }
 

@@ -167,7 +167,7 @@ static void print_hostcalls(const struct report *r, FILE *out)
 	}
 }
 
-void report_print_text(struct vm *vm, FILE *out)
+int report_print_text(struct vm *vm, FILE *out)
 {
 	const struct report *r = vm->report;
 	const struct umbra_stats *m = &r->mmu;
@@ -232,5 +232,5 @@ void report_print_text(struct vm *vm, FILE *out)
 			" pages were moved by the kernel itself (khugepaged, compaction), which "
 			"no source in use sees\n",
 			r->action.moved_by_kernel);
-	fflush(out);
+	return ferror(out) ? -EIO : 0;
 }

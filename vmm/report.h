@@ -14,8 +14,8 @@ void report_destroy(struct vm *vm);
 
 /* A snapshot of what is gone when the machine is taken down. After all vCPUs have stopped. */
 void report_collect(struct vm *vm);
-void report_print_text(struct vm *vm, FILE *out);
-/* One line. Returns: 0, -errno. */
+/* The account as a table, or as one line of JSON. Returns: 0, -errno. */
+int report_print_text(struct vm *vm, FILE *out);
 int report_print_json(struct vm *vm, FILE *out);
 
 #endif

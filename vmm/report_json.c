@@ -165,7 +165,7 @@ int report_print_json(struct vm *vm, FILE *out)
 		json_object_set_new(all, "uffd", uffd_json(&r->uffd));
 	e = json_dumpf(all, out, JSON_COMPACT) ? -EIO : 0;
 	json_decref(all);
-	if (!e && (fputc('\n', out) == EOF || fflush(out) == EOF))
-		e = -errno;
+	if (!e && fputc('\n', out) == EOF)
+		e = -EIO;
 	return e;
 }

@@ -66,6 +66,24 @@ void vm_log(struct vm *vm, enum vm_log level, const char *fmt, ...)
 		return; /* nowhere left to say so */
 }
 
+int vm_write(int fd, const char *p, size_t len)
+{
+	while (len) {
+		const ssize_t n = write(fd, p, len);
+		struct pollfd wait = { .fd = fd, .events = POLLOUT };
+
+		if (n >= 0) {
+			p += n;
+			len -= (size_t)n;
+		} else if (errno == EAGAIN) {
+			poll(&wait, 1, 100);
+		} else if (errno != EINTR) {
+			return -errno;
+		}
+	}
+	return 0;
+}
+
 int vm_fail(struct vm_error *err, enum vmm_exit code, const char *fmt, ...)
 {
 	va_list ap;
@@ -209,15 +227,20 @@ static int create_vcpus(struct vm *vm, struct vm_error *err)
 	return e;
 }
 
-/* SIGINT and SIGTERM are read by the main thread only; every later thread inherits that. */
+static void stop_signals(sigset_t *set)
+{
+	sigemptyset(set);
+	sigaddset(set, SIGINT);
+	sigaddset(set, SIGTERM);
+	sigaddset(set, SIGHUP);
+}
+
+/* These are read by the main thread only; every later thread inherits that. */
 static int create_signals(struct vm *vm, struct vm_error *err)
 {
 	sigset_t set;
 
-	sigemptyset(&set);
-	sigaddset(&set, SIGINT);
-	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGHUP);
+	stop_signals(&set);
 	pthread_sigmask(SIG_BLOCK, &set, NULL);
 	signal(SIGPIPE, SIG_IGN);
 	vm->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
@@ -419,6 +442,18 @@ static void wait_for_stop(struct vm *vm)
 	}
 }
 
+/* The machine stops, whatever comes. Who interrupts again, because something is stuck, means it: the default applies. */
+static void let_signals_end_us(struct vm *vm)
+{
+	struct signalfd_siginfo info;
+	sigset_t set;
+
+	while (read(vm->signal_fd, &info, sizeof(info)) > 0)
+		;
+	stop_signals(&set);
+	pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+}
+
 static void log_sandbox(struct vm *vm, const struct sandbox_effective *s)
 {
 	vm_log(vm, VM_LOG_INFO,
@@ -450,6 +485,7 @@ enum vmm_exit vm_run(struct vm *vm)
 	if (e)
 		no_sandbox(vm, sandbox_kind_name(SANDBOX_MAIN), -e);
 	wait_for_stop(vm);
+	let_signals_end_us(vm);
 	chaos_stop(vm);
 	hostcalls_stop(vm);
 	for (unsigned int i = 0; i < vm->config.vcpus; i++)
@@ -468,6 +504,13 @@ enum vmm_exit vm_run(struct vm *vm)
 	if (vm->uffd && reader.started)
 		umbra_uffd_stop(vm->uffd);
 	thread_join(&reader);
+	e = devices_output_error(vm);
+	if (e && vm->stop_code == VMM_EXIT_OK) {
+		vm->stop_code = VMM_EXIT_INTERNAL;
+		snprintf(vm->stop_why, sizeof(vm->stop_why),
+			 "standard output: %s: what the guest said is lost; it reported success",
+			 strerror(-e));
+	}
 	if (vm->stop_code != VMM_EXIT_OK)
 		vm_log(vm, VM_LOG_ERROR, "%s", vm->stop_why);
 	else
@@ -475,14 +518,30 @@ enum vmm_exit vm_run(struct vm *vm)
 	return vm->stop_code;
 }
 
-void vm_report(struct vm *vm)
+int vm_report(struct vm *vm)
 {
-	int e = 0;
+	const bool json = vm->config.stats == VM_STATS_JSON;
+	size_t len = 0;
+	char *text = NULL;
+	FILE *out;
+	int e;
 
-	if (vm->config.stats == VM_STATS_TEXT)
-		report_print_text(vm, stderr);
-	else if (vm->config.stats == VM_STATS_JSON)
-		e = report_print_json(vm, stdout);
+	if (vm->config.stats == VM_STATS_NONE)
+		return 0;
+	/* Into memory first: a report is written whole, and where it fails is seen. */
+	out = open_memstream(&text, &len);
+	e = out ? 0 : -ENOMEM;
+	if (!e)
+		e = json ? report_print_json(vm, out) : report_print_text(vm, out);
+	if (out && fclose(out) && !e)
+		e = -ENOMEM;
+	if (!e)
+		e = vm_write(json ? STDOUT_FILENO : STDERR_FILENO, text, len);
+	free(text);
 	if (e)
-		vm_log(vm, VM_LOG_ERROR, "--stats: %s", strerror(-e));
+		vm_log(vm, VM_LOG_ERROR,
+		       "--stats%s: the report cannot be written to %s: %s; the run itself: %s",
+		       json ? "=json" : "", json ? "standard output" : "standard error",
+		       strerror(-e), vm->stop_why);
+	return e;
 }

@@ -69,6 +69,9 @@ bool vm_stopping(const struct vm *vm);
 void vm_log(struct vm *vm, enum vm_log level, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
 
+/* All of @len bytes, however slowly the reader takes them. Returns: 0, -errno. */
+int vm_write(int fd, const char *p, size_t len);
+
 /* Errors of set-up: the text names the thing and the fix. Printed by main; returns @code for
  * `return vm_fail(...)`. */
 struct vm_error {
@@ -87,30 +90,9 @@ int vm_create(struct vm **vm, const struct vm_config *config, struct vm_error *e
 /* Runs until somebody calls vm_stop() or a signal does; ends with a check. Returns: the process's
  * exit status. */
 enum vmm_exit vm_run(struct vm *vm);
-/* The account asked for by --stats. After vm_run(). */
-void vm_report(struct vm *vm);
+/* The account asked for by --stats. After vm_run(). Returns: 0, -errno (said by then) if it could not be written. */
+int vm_report(struct vm *vm);
 /* Takes whatever vm_create() left, complete or not. */
 void vm_destroy(struct vm *vm);
-
-/* ---- what the engine offers the front (struct vm in vmm/vm_private.h is filled by vm.c)
- * ------------------ */
-
-/*
- * memory.h   (front)
- *   int guest_read(struct vm *, gpa_t, void *, size_t);          0, -EFAULT; never signals,
- * respects mprotect int guest_write(struct vm *, gpa_t, const void *, size_t);   (a PROTECTed page
- * is lifted and counted) devices.h  (front), called by emulate on the vCPU thread, mmu unlocked
- *   void dev_out(struct vm *, struct vcpu *, uint16_t port, unsigned int bytes, uint32_t value);
- *   uint32_t dev_in(struct vm *, struct vcpu *, uint16_t port, unsigned int bytes);
- *   int dev_outs(struct vm *, struct vcpu *, uint16_t port, unsigned int bytes, gpa_t from,
- * uint64_t count); hostcall.h (front) void hostcall(struct vm *, struct vcpu *, gpa_t request);
- *   bool hostcall_lift_protection(struct vm *, gpa_t gpa);  called by the run loop on
- * UMBRA_FAULT_DENIED for a write: true if it was ours and is lifted vcpu.h     (engine) int
- * vcpu_thread_run(struct vcpu *);   the loop; returns when vm_stopping() void vcpu_kick_all(struct
- * vm *);      all leave the guest soon; used to stop void vcpu_print_state(FILE *, struct vcpu *);
- * registers, instruction bytes, last invalidations of the page shootdown.h (engine)  behind the
- * MMU's flush ops resolve.h  (engine)   extern const struct umbra_mmu_ops vm_mmu_ops; ctx is struct
- * vm *
- */
 
 #endif

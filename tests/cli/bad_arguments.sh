@@ -42,6 +42,19 @@ expect memory_too_large 2 'at most 64G' "$VMM" run -m 1T x
 expect cpus_out_of_range 2 '1 to 8' "$VMM" run -c 9 x
 expect tdp_is_not_there_yet 2 'not in this version' "$VMM" run --mmu tdp x
 expect chaos_points_at_the_word 2 '"explode"' "$VMM" run --chaos mix=explode x
+expect option_given_twice_names_both 2 '--memory 16M and --memory 32M: given twice' "$VMM" run -m 16M --mem 32M x
+expect ambiguous_option_names_the_candidates 2 '--s: .*--stats.*--sandbox' "$VMM" run --s on x
+expect empty_command_is_shown 2 '^umbra: "": unknown command' "$VMM" ''
+expect empty_size_is_shown 2 '--memory "": not a size' "$VMM" run -m '' x
+expect kvm_fd_that_is_null 77 'kvm-fd 5: that is /dev/null \(character device 1:3\), not KVM' sh -c '"$@" 5<>/dev/null' sh "$VMM" run --kvm-fd 5 x
+expect kvm_fd_that_is_a_file 77 'kvm-fd 5: .*a plain file.*, not KVM' sh -c '"$@" 5<"$0"' "$0" "$VMM" run --kvm-fd 5 x
+if unshare -m true 2>/dev/null && [ -e /dev/kvm ]; then
+	expect kvm_that_is_null 77 '/dev/kvm is character device 1:3, not KVM.s device' unshare -m sh -c 'mount --bind /dev/null /dev/kvm && "$@"' sh "$VMM" run x
+	: >"$scratch/plain"
+	expect kvm_that_is_a_plain_file 77 '/dev/kvm is a plain file' unshare -m sh -c 'f=$1; shift; mount --bind "$f" /dev/kvm && "$@"' sh "$scratch/plain" "$VMM" run x
+else
+	skip "kvm_that_is_null: no mount namespace of our own here"
+fi
 expect closed_kvm_fd 2 'not open' "$VMM" run --kvm-fd 99 x
 
 # What help says of the widths: no line is cut by a terminal of 100.
@@ -75,7 +88,18 @@ if [ -r /dev/kvm ] && [ -w /dev/kvm ] && [ -x "$GUESTS/hello" ]; then
 		'"$@" | tail -n 1 | jq -r "(type) + \" \" + (.exit | tostring)"' sh $run --stats=json "$image"
 	expect stats_as_json_into_a_device 0 'status 0' sh -c '"$@" >/dev/null; s=$?; echo "status $s"; exit $s' sh $run --stats=json "$image"
 	expect a_passed_descriptor_that_is_no_userfaultfd 77 'uffd-fd 5: ' sh -c '"$@" 5</dev/null' sh "$VMM" run --uffd-fd 5 "$image"
-	expect closed_standard_output_is_not_our_own_descriptor 0 'status 0' sh -c 'sh -c "\"\$@\" >&- 2>&-" sh "$@"; s=$?; echo "status $s"; exit $s' sh $run "$image"
+	# What cannot be said is no success, and no descriptor of ours takes the place of a closed one.
+	status='"$@"; s=$?; echo "status $s"; exit $s'
+	expect closed_output_and_error_are_an_error 4 'status 4' sh -c 'sh -c "\"\$@\" >&- 2>&-" sh '"$status" sh $run "$image"
+	expect closed_standard_output_is_an_error 4 'standard output: Bad file descriptor: .*it reported success' sh -c '"$@" >&-' sh $run "$image"
+	expect guest_output_into_a_full_disk_is_an_error 4 'standard output: No space.*it reported success' sh -c '"$@" >/dev/full' sh $run "$image"
+	expect a_failed_guest_is_told_before_lost_output 3 'invalid opcode' sh -c '"$@" >/dev/full' sh $run "$GUESTS/crash"
+	expect report_into_a_full_disk_is_an_error 4 'status 4' sh -c '"$@" 2>/dev/full; s=$?; echo "status $s"; exit $s' sh $run --stats "$image"
+	expect report_to_closed_error_is_an_error 4 'status 4' sh -c '"$@" 2>&-; s=$?; echo "status $s"; exit $s' sh $run --stats "$image"
+	expect json_into_a_full_disk_is_an_error 4 'stats=json: the report cannot be written to standard output: No space' sh -c '"$@" >/dev/full' sh $run --stats=json "$image"
+	expect json_into_a_full_disk_does_not_hide_a_crash 3 'cannot be written.*the run itself: vCPU 0: .*invalid opcode' sh -c '"$@" >/dev/full' sh $run --stats=json "$GUESTS/crash"
+	expect closed_error_alone_harms_nothing 0 '0 failed' sh -c '"$@" 2>&-' sh $run "$image"
+	expect closed_input_harms_nothing 0 '0 failed' sh -c '"$@" <&-' sh $run "$image"
 	expect crash_is_told 3 'invalid opcode' $run "$GUESTS/crash"
 	timeout --preserve-status -s INT 2 $run "$GUESTS/spin" >"$scratch/out" 2>&1
 	got=$?
@@ -83,8 +107,22 @@ if [ -r /dev/kvm ] && [ -w /dev/kvm ] && [ -x "$GUESTS/hello" ]; then
 		failed=$((failed + 1))
 		echo "FAIL: ctrl_c_ends_cleanly: status $got, wanted 130"
 	fi
-	expect output_to_a_closed_pipe_does_not_end_the_guest 0 '^0$' bash -c \
-		'"$@" | true; echo "${PIPESTATUS[0]}"' bash $run "$image"
+	# Nobody reads: the pipe is full, the report cannot be written, and Ctrl-C still ends it.
+	mkfifo "$scratch/full"
+	exec 9<>"$scratch/full"
+	timeout 1 dd if=/dev/zero of="$scratch/full" bs=4096 status=none
+	env --default-signal=INT timeout --foreground --preserve-status -k 3 -s INT 2 $run --stats "$image" >"$scratch/out" 2>&9 9>&-
+	got=$?
+	exec 9>&-
+	if [ $got -eq 130 ] && grep -q '0 failed' "$scratch/out"; then passed=$((passed + 1)); else
+		failed=$((failed + 1))
+		echo "FAIL: a_report_that_nobody_reads_can_be_interrupted: status $got, wanted 130"
+	fi
+	# It runs to its end (a machine stopped at the first failed write would not have spun 1 s), and says so.
+	expect output_to_a_closed_pipe_does_not_end_the_guest 0 '^4$' bash -c \
+		'{ sleep 0.3; "$@"; } | true; echo "${PIPESTATUS[0]}"' bash $run "$image"
+	expect output_to_a_closed_pipe_is_told 0 'Broken pipe: what the guest said is lost; it reported success' bash -c \
+		'{ sleep 0.3; "$@"; } | true' bash $run "$image"
 	free=$(cat /sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages 2>/dev/null || echo 0)
 	if [ "$free" -lt 32768 ]; then
 		expect too_few_hugepages 77 'need 32768 hugepages of 2M, .*echo [0-9]+ > ' \

@@ -96,6 +96,25 @@ Test(engine_emulate, string_instructions_move_their_registers)
 	regs.rsi = 64ULL << 20;
 	regs.rcx = 1;
 	cr_expect_eq(run(ENGINE_LOOSE, rep_outsb, 2), EMULATE_REFUSED, "from beyond memory");
+	cr_expect(regs.rsi == 64ULL << 20 && regs.rcx == 1, "nothing was put out");
+	/* what was done before an element failed stays done, and the registers say how far it came */
+	regs.rsi = (64ULL << 20) - 6;
+	regs.rcx = 10;
+	cr_expect_eq(run(ENGINE_LOOSE, rep_outsb, 2), EMULATE_REFUSED);
+	cr_expect_eq(regs.rsi, 64ULL << 20);
+	cr_expect_eq(regs.rcx, 4);
+	cr_expect_eq(em.dirty, KVM_SYNC_X86_REGS);
+	regs.rdi = (64ULL << 20) - 3;
+	regs.rcx = 1ULL << 40;
+	cr_expect_eq(run(ENGINE_LOOSE, rep_insb, 2), EMULATE_REFUSED);
+	cr_expect(regs.rdi == 64ULL << 20 && regs.rcx == (1ULL << 40) - 3);
+	regs.rdi = 3;
+	regs.rcx = 9;
+	frame.rflags = 1U << 10;
+	cr_expect_eq(run(ENGINE_LOOSE, rep_insb, 2), EMULATE_REFUSED, "downwards, below 0");
+	cr_expect(regs.rdi == ~0ULL && regs.rcx == 5, "%llx", regs.rdi);
+	frame.rflags = 0;
+	cr_expect_eq(frame.rip, ENGINE_LOOSE, "it is not stepped over");
 	/* at a page's end, and at the end of memory */
 	cr_expect_eq(run(ENGINE_LOOSE + 0xfff, "\x0f\x09", 2), EMULATE_DONE);
 	cr_expect_eq(run((64ULL << 20) - 1, "\xfa", 1), EMULATE_DONE);

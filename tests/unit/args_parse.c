@@ -108,6 +108,54 @@ Test(args, commands_and_options_that_do_not_exist)
 	refused("run one two", "two", "\"--\"");
 }
 
+Test(args, an_option_with_two_values_is_refused_with_both)
+{
+	refused("run -m 16M -m 32M image", "--memory 16M and --memory 32M", "given twice");
+	refused("run -m 16M --mem 16M image", "--memory 16M and --memory 16M", "given twice");
+	refused("run --stats --stats=json image", "--stats and --stats=json", "given twice");
+	refused("run -c 1 image -c 2", "--cpus 1 and --cpus 2", "given twice");
+	refused("run --chaos calm --chaos on image", "--chaos calm and --chaos on", "given twice");
+	cr_expect_eq(parse("run --audit --audit image"), 0,
+		     "a switch without a value says the same");
+	cr_expect_eq(parse("run -m 16M image -- -m 32M"), 0, "those are the guest's");
+}
+
+Test(args, a_beginning_of_several_options_names_them)
+{
+	refused("run --s on image", "--s: ", "--stats, --sandbox");
+	refused("run --s=on image", "--s: ", "--stats, --sandbox");
+	refused("run --m 16M image", "--m: ", "--mmu, --memory");
+	cr_expect_eq(parse("run --mem 16M --sa off image"), 0, "%s", err.text);
+	cr_expect_eq(config.sandbox, VM_SANDBOX_OFF);
+	refused("run --=1 image", "--=1", "unknown option");
+}
+
+/* parse() splits at blanks and knows no empty words. */
+Test(args, an_empty_word_is_shown)
+{
+	static const struct {
+		const char *words[4];
+		const char *text;
+	} cases[] = {
+		{ { "" }, "\"\": unknown command" },
+		{ { "run", "-m", "" }, "--memory \"\": not a size" },
+		{ { "run", "-c", "" }, "--cpus \"\": not a number" },
+		{ { "run", "--log", "" }, "--log \"\": unknown" },
+		{ { "run", "--kvm-fd", "" }, "--kvm-fd \"\": not a file descriptor" },
+		{ { "run", "" }, "name is empty" },
+	};
+
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		char *argv[6] = { (char *)(uintptr_t) "vmm" };
+		int argc = 1;
+
+		for (; argc < 5 && cases[i].words[argc - 1]; argc++)
+			argv[argc] = (char *)(uintptr_t)cases[i].words[argc - 1];
+		cr_expect_eq(args_parse(argc, argv, &command, &config, &err), VMM_EXIT_USAGE);
+		cr_expect(strstr(err.text, cases[i].text), "%s", err.text);
+	}
+}
+
 Test(args, memory_is_whole_2M_from_2M_to_64G)
 {
 	cr_expect_eq(parse("run -m 2M image"), 0);
