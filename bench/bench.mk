@@ -11,6 +11,10 @@ $(BUILD)/obj/bench/libbench.a: $(call objects,obj,$(wildcard $(BENCH_PARTS)))
 	@rm -f $@
 	$(call say,AR,$@)$(AR) rcs $@ $^
 
+# As small as a program can be: nothing to load but itself.
+$(BUILD)/bench/minihello: CFLAGS += -static
+$(BUILD)/bench/minihello: VMM_LIBS :=
+
 # What only one program wants.
 $(BUILD)/bench/walk: BENCH_LIBS += -lJudy
 
