@@ -13,8 +13,9 @@ int umbra_own_create(struct umbra_own **out, struct umbra_chain *chain, struct u
 	own_tid_init();
 	own->chain = chain;
 	own->map = map;
-	own->regions_gen = 1;
 	pthread_mutex_init(&own->regions_lock, NULL);
+	pthread_mutex_init(&own->plans_lock, NULL);
+	pthread_cond_init(&own->plans_over, NULL);
 	*out = own;
 	return 0;
 }
@@ -23,9 +24,50 @@ void umbra_own_destroy(struct umbra_own *own)
 {
 	if (!own)
 		return;
+	pthread_cond_destroy(&own->plans_over);
+	pthread_mutex_destroy(&own->plans_lock);
 	pthread_mutex_destroy(&own->regions_lock);
 	free(own->regions);
 	free(own);
+}
+
+/* ---- plans under way --------------------------------------------------------------------------
+ */
+
+unsigned int own_plan_begin(struct umbra_own *own)
+{
+	unsigned int phase;
+
+	pthread_mutex_lock(&own->plans_lock);
+	phase = own->phase;
+	own->planning[phase]++;
+	atomic_fetch_add(&own->planners, 1);
+	pthread_mutex_unlock(&own->plans_lock);
+	return phase;
+}
+
+void own_plan_end(struct umbra_own *own, unsigned int phase)
+{
+	pthread_mutex_lock(&own->plans_lock);
+	atomic_fetch_sub(&own->planners, 1);
+	if (!--own->planning[phase])
+		pthread_cond_broadcast(&own->plans_over);
+	pthread_mutex_unlock(&own->plans_lock);
+}
+
+/* Two phases, so that those who begin to plan meanwhile are not waited for. */
+void own_grace_wait(struct umbra_own *own)
+{
+	unsigned int old;
+
+	pthread_mutex_lock(&own->plans_lock);
+	while (own->planning[!own->phase]) /* somebody else waits for these */
+		pthread_cond_wait(&own->plans_over, &own->plans_lock);
+	old = own->phase;
+	own->phase = !old;
+	while (own->planning[old] && own->phase != old)
+		pthread_cond_wait(&own->plans_over, &own->plans_lock);
+	pthread_mutex_unlock(&own->plans_lock);
 }
 
 /* ---- the bracket ------------------------------------------------------------------------------
@@ -42,20 +84,20 @@ struct umbra_range bracket_of(struct hva_range hull, enum umbra_cause cause, boo
 	};
 }
 
-/* @r stays valid as long as @plan. */
-static struct umbra_range plan_range(const struct plan *plan)
+/* What it returns stays valid as long as @plan. */
+static struct umbra_range plan_range(struct plan *plan)
 {
-	struct umbra_range r = bracket_of(plan->v[0], plan->cause, plan->relocates);
+	struct umbra_range r = bracket_of(plan->hold, plan->cause, plan->relocates);
 
-	for (uint32_t i = 1; i < plan->nr; i++) {
-		if (plan->v[i].start.v < r.hull.start.v)
-			r.hull.start = plan->v[i].start;
-		if (plan->v[i].end.v > r.hull.end.v)
-			r.hull.end = plan->v[i].end;
-	}
-	if (plan->nr > 1) {
-		r.v = plan->v;
-		r.nr = plan->nr;
+	for (uint32_t i = 0; i < plan->nr; i++)
+		hva_range_join(&r.hull, plan->v[i]);
+	if (plan->nr == 1 && hva_range_empty(plan->hold))
+		return r;
+	r.v = plan->v;
+	r.nr = plan->nr;
+	if (!plan->nr) { /* one part, empty: the hull is closed and nothing is dropped */
+		plan->v[0] = (struct hva_range){ r.hull.start, r.hull.start };
+		r.nr = 1;
 	}
 	return r;
 }
@@ -73,52 +115,58 @@ void umbra_own_end(struct umbra_own *own, struct hva_range r, enum umbra_cause c
 {
 	const struct umbra_range range = bracket_of(r, cause, relocates);
 
+	own_grace(own);
 	umbra_invalidate_end(own->chain, &range);
 }
 
-int bracket_start(struct umbra_own *own, const struct plan *plan, struct hva_range removes,
+int bracket_start(struct umbra_own *own, struct plan *plan, struct hva_range removes,
 		  struct bracket *b)
 {
 	int err;
 
-	*b = (struct bracket){ 0 };
-	if (plan->nr) {
-		b->range = plan_range(plan);
-		err = umbra_invalidate_start(own->chain, &b->range);
-		if (err)
-			return err;
-		b->open = true;
-		b->call = own_call_enter(own, removes, !hva_range_empty(removes));
-	}
+	b->call = NULL;
+	b->open = b->more_open = false;
+	if (!plan->nr && hva_range_empty(plan->hold))
+		return 0;
+	b->range = plan_range(plan);
+	err = umbra_invalidate_start(own->chain, &b->range);
+	if (err)
+		return err;
+	b->open = true;
+	b->call = own_call_enter(own, removes, !hva_range_empty(removes));
 	return 0;
+}
+
+int bracket_widen(struct umbra_own *own, const struct plan *plan, struct bracket *b)
+{
+	struct plan *again = &b->again;
+	uint32_t nr = 0;
+	int err;
+
+	for (uint32_t i = 0; i < again->nr; i++)
+		if (!plan_covers(plan, again->v[i]))
+			again->v[nr++] = again->v[i];
+	again->nr = nr;
+	again->hold = (struct hva_range){ 0 };
+	if (!nr)
+		return 0;
+	b->more = plan_range(again);
+	err = umbra_invalidate_start(own->chain, &b->more);
+	b->more_open = !err;
+	if (err) { /* nothing was changed, so nobody is waited for */
+		own_call_leave(own, b->call, err);
+		umbra_invalidate_end(own->chain, &b->range);
+	}
+	return err;
 }
 
 void bracket_end(struct umbra_own *own, struct bracket *b, int result)
 {
 	own_call_leave(own, b->call, result);
-	if (b->open)
-		umbra_invalidate_end(own->chain, &b->range);
-}
-
-/* The regions changed while the call was made: what lies where the file is now may be old. */
-void announce(struct umbra_own *own, const struct plan *plan)
-{
-	struct umbra_range range;
-
-	if (!plan->nr)
+	if (!b->open)
 		return;
-	range = plan_range(plan);
-	range.flags |= UMBRA_RANGE_FORCED;
-	umbra_invalidate_start(own->chain, &range);
-	umbra_invalidate_end(own->chain, &range);
-}
-
-/* Everything, when there is no memory to say what. */
-void announce_all(struct umbra_own *own, enum umbra_cause cause, bool relocates)
-{
-	struct plan plan;
-
-	plan_init(&plan, cause, relocates);
-	plan_add(&plan, (struct hva_range){ { 0 }, { ~0ULL & ~(UMBRA_PAGE_SIZE - 1) } });
-	announce(own, &plan);
+	own_grace(own);
+	if (b->more_open)
+		umbra_invalidate_end(own->chain, &b->more);
+	umbra_invalidate_end(own->chain, &b->range);
 }

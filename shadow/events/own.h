@@ -39,15 +39,17 @@ struct umbra_own {
 	struct own_call calls[OWN_CALLS];
 
 	/*
-	 * Calls that make hugepages or share pages, begun and ended. A plan that leaves out what is not huge or not shared
-	 * holds only if none of them came between.
+	 * Calls between the making of their plan and the return from the system call, in two phases; see
+	 * own_grace(). The lock is held over no bracket, and over no system call but growth in place.
 	 */
-	_Atomic uint64_t shifts_begun, shifts_ended;
+	pthread_mutex_t plans_lock;
+	pthread_cond_t plans_over;
+	_Atomic uint32_t planners; /* both phases */
+	uint32_t planning[2], phase;
 
 	pthread_mutex_t regions_lock; /* innermost: never held over a call or a bracket */
 	struct own_region *regions;   /* sorted by hva, disjoint */
 	uint32_t nregions, regions_cap;
-	uint64_t regions_gen; /* grows with every change of a region */
 };
 
 /*
@@ -61,7 +63,8 @@ struct plan {
 	enum umbra_cause cause;
 	bool relocates;
 	uint32_t calls; /* collapse: so many ranges from the first are what is asked for */
-	uint64_t gen;   /* the regions' generation it was made from, if it was */
+	struct hva_range
+		hold; /* closed to installs while the call is made, though nothing in it is dropped */
 	struct hva_range few[PLAN_INLINE];
 };
 
@@ -69,6 +72,8 @@ void plan_init(struct plan *plan, enum umbra_cause cause, bool relocates);
 void plan_fini(struct plan *plan);
 /* Empty ranges are left out, touching ones joined with the last. Returns: 0, -ENOMEM. */
 int plan_add(struct plan *plan, struct hva_range r);
+/* Is @r wholly within one range of @plan? */
+bool plan_covers(const struct plan *plan, struct hva_range r);
 
 /* What madvise(@r, @advice) changes. Returns: 0, -ENOMEM. */
 int plan_madvise(const struct umbra_own *own, struct hva_range r, int advice, struct plan *plan);
@@ -86,8 +91,6 @@ int region_plan_file(struct umbra_own *own, int fd, uint64_t start, uint64_t end
 		     struct plan *plan);
 /* Private regions that fork would make copy-on-write. */
 int region_plan_fork(struct umbra_own *own, struct plan *plan);
-/* Are the regions still those that either of the two made @plan from? */
-bool region_plan_holds(struct umbra_own *own, const struct plan *plan);
 /*
  * What a call did to the regions. Room is made by region_reserve() before the call; should it not
  * do after all, a region says too much rather than too little.
@@ -112,11 +115,44 @@ static inline uint64_t hva_range_len(struct hva_range r)
 	return r.end.v > r.start.v ? r.end.v - r.start.v : 0;
 }
 
+/* @hull, and from now on @r too. */
+static inline void hva_range_join(struct hva_range *hull, struct hva_range r)
+{
+	if (hva_range_empty(r))
+		return;
+	if (hva_range_empty(*hull))
+		*hull = r;
+	if (r.start.v < hull->start.v)
+		hull->start = r.start;
+	if (r.end.v > hull->end.v)
+		hull->end = r.end;
+}
+
+/*
+ * A plan holds until the system call only if nothing that it was made from changes meanwhile. Faults
+ * are the plan's to foresee; the changes by other own calls (a hugepage collapsed or moved in, a region
+ * moved, a folio cut) are waited out from the other side: a call that changed something does not close
+ * its bracket before every call that was planned before the change has come through. Until then nothing
+ * is installed where the change was, so there is no leaf that those calls could leave behind.
+ */
+unsigned int own_plan_begin(struct umbra_own *own);
+void own_plan_end(struct umbra_own *own, unsigned int phase);
+void own_grace_wait(struct umbra_own *own);
+
+/* With the bracket of a change open and no plan of one's own under way. */
+static inline void own_grace(struct umbra_own *own)
+{
+	/* Sequentially consistent: who begins to plan after this load looks after the change. */
+	if (atomic_load(&own->planners))
+		own_grace_wait(own);
+}
+
 /* A bracket from a plan, or none if the plan is empty. */
 struct bracket {
-	struct umbra_range range;
+	struct umbra_range range, more;
 	struct own_call *call;
-	bool open;
+	struct plan again; /* behind @more */
+	bool open, more_open;
 };
 
 /* The range of a bracket of ours round @hull. */
@@ -125,26 +161,16 @@ struct umbra_range bracket_of(struct hva_range hull, enum umbra_cause cause, boo
  * Opens what @plan says; @plan stays as it is until bracket_end(). @removes: what the call raises
  * REMOVE for, empty if nothing. Returns: 0, -errno of the consumer that refuses: nothing is open.
  */
-int bracket_start(struct umbra_own *own, const struct plan *plan, struct hva_range removes,
+int bracket_start(struct umbra_own *own, struct plan *plan, struct hva_range removes,
 		  struct bracket *b);
+/*
+ * Opens besides what b->again has and @plan has not. For plans that hold a range: what was installed
+ * there since @plan was made is seen by planning again, and more cannot come.
+ * Returns: 0, -errno; then the bracket is closed.
+ */
+int bracket_widen(struct umbra_own *own, const struct plan *plan, struct bracket *b);
 /* @result: the system call's. */
 void bracket_end(struct umbra_own *own, struct bracket *b, int result);
-
-/* The regions changed while the call was made: what lies where the file is now may be old. */
-void announce(struct umbra_own *own, const struct plan *plan);
-/* Everything, when there is no memory to say what. */
-void announce_all(struct umbra_own *own, enum umbra_cause cause, bool relocates);
-
-/* Round a call that makes hugepages or shares pages, see struct umbra_own. */
-static inline void shift_begin(struct umbra_own *own)
-{
-	atomic_fetch_add(&own->shifts_begun, 1);
-}
-
-static inline void shift_end(struct umbra_own *own)
-{
-	atomic_fetch_add(&own->shifts_ended, 1);
-}
 
 /* Marks the calling thread as inside an own call, if a uffd listens. @removes: a call that raises
  * REMOVE for @r. */
@@ -154,9 +180,6 @@ void own_call_leave(struct umbra_own *own, struct own_call *call, int result);
 bool own_call_of(struct umbra_own *own, int tid);
 /* For the reader: takes a REMOVE of @r as that of an own call, whose bracket is still open. */
 bool own_call_claim(struct umbra_own *own, struct hva_range r);
-
-/* Before each read of the reader: calls that left before it have no REMOVE in what is read now. */
-void own_calls_forget_left(struct umbra_own *own);
 
 void own_tid_init(void);
 int own_tid(void);

@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <sys/stat.h>
 #include <unistd.h>
 #include "shadow/events/own.h"
 
@@ -18,13 +17,11 @@ static int plan_file(struct umbra_own *own, int fd, int mode, uint64_t offset, u
 		     struct plan *plan)
 {
 	const uint64_t end = offset + len < offset ? ~0ULL : offset + len;
-	struct stat st;
 
 	plan_init(plan, UMBRA_CAUSE_REMOVE, true);
+	/* Whatever the file's size is now: another thread may extend it before the call. */
 	if (mode == MODE_TRUNCATE)
-		return !fstat(fd, &st) && len < (uint64_t)st.st_size
-			       ? region_plan_file(own, fd, len, ~0ULL, plan)
-			       : 0;
+		return region_plan_file(own, fd, len, ~0ULL, plan);
 	if (mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
 		return region_plan_file(own, fd, offset, end, plan);
 	if (mode & (FALLOC_FL_COLLAPSE_RANGE | FALLOC_FL_INSERT_RANGE))
@@ -34,36 +31,23 @@ static int plan_file(struct umbra_own *own, int fd, int mode, uint64_t offset, u
 
 static int call_file(struct umbra_own *own, int fd, int mode, uint64_t offset, uint64_t len)
 {
-	struct plan plan, now;
+	const unsigned int phase = own_plan_begin(own);
+	struct plan plan;
 	struct bracket b;
-	int err;
+	int err = plan_file(own, fd, mode, offset, len, &plan);
 
-	/* Each turn means that another thread's call came through. */
-	for (;;) {
-		err = plan_file(own, fd, mode, offset, len, &plan);
-		if (!err)
-			err = bracket_start(own, &plan, (struct hva_range){ 0 }, &b);
-		if (err) {
-			plan_fini(&plan);
-			return err;
-		}
-		if (!plan.gen || region_plan_holds(own, &plan))
-			break;
-		bracket_end(own, &b, 0);
+	if (!err)
+		err = bracket_start(own, &plan, (struct hva_range){ 0 }, &b);
+	if (err) {
+		own_plan_end(own, phase);
 		plan_fini(&plan);
+		return err;
 	}
 	if (mode == MODE_TRUNCATE)
 		err = ftruncate(fd, (off_t)len) ? -errno : 0;
 	else
 		err = fallocate(fd, mode, (off_t)offset, (off_t)len) ? -errno : 0;
-	if (plan.gen && !region_plan_holds(own, &plan)) {
-		plan_init(&now, UMBRA_CAUSE_REMOVE, true);
-		if (region_plan_file(own, fd, 0, ~0ULL, &now))
-			announce_all(own, UMBRA_CAUSE_REMOVE, true);
-		else
-			announce(own, &now);
-		plan_fini(&now);
-	}
+	own_plan_end(own, phase);
 	bracket_end(own, &b, err);
 	plan_fini(&plan);
 	return err;
@@ -84,41 +68,28 @@ int umbra_ftruncate(struct umbra_own *own, int fd, uint64_t len)
 
 pid_t umbra_fork(struct umbra_own *own)
 {
-	struct plan plan, now;
+	const unsigned int phase = own_plan_begin(own);
+	struct plan plan;
 	struct bracket b;
-	pid_t pid;
+	pid_t pid = -1;
 	int err;
 
-	for (;;) {
-		plan_init(&plan, UMBRA_CAUSE_FORK, false);
-		err = region_plan_fork(own, &plan);
-		if (!err)
-			err = bracket_start(own, &plan, (struct hva_range){ 0 }, &b);
-		if (err) {
-			plan_fini(&plan);
-			return err;
-		}
-		if (region_plan_holds(own, &plan))
-			break;
-		bracket_end(own, &b, 0);
+	plan_init(&plan, UMBRA_CAUSE_FORK, false);
+	err = region_plan_fork(own, &plan);
+	if (!err)
+		err = bracket_start(own, &plan, (struct hva_range){ 0 }, &b);
+	if (err) {
+		own_plan_end(own, phase);
 		plan_fini(&plan);
+		return err;
 	}
-	shift_begin(own);
 	pid = fork();
 	err = pid < 0 ? -errno : 0;
-	shift_end(own);
 	/* The child has a copy of the chain with somebody's locks in it: it must not touch it, nor
 	 * the MMU. */
 	if (!pid)
 		return 0;
-	if (!region_plan_holds(own, &plan)) {
-		plan_init(&now, UMBRA_CAUSE_FORK, false);
-		if (region_plan_fork(own, &now))
-			announce_all(own, UMBRA_CAUSE_FORK, false);
-		else
-			announce(own, &now);
-		plan_fini(&now);
-	}
+	own_plan_end(own, phase);
 	bracket_end(own, &b, err);
 	plan_fini(&plan);
 	return err ? err : pid;

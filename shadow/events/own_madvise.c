@@ -26,24 +26,15 @@ static int madvise_exact(struct umbra_own *own, struct hva_range r, int advice,
 	call = own_call_enter(own, r, raises_remove(advice));
 	err = call_madvise(r, advice);
 	own_call_leave(own, call, err);
+	own_grace(own);
 	umbra_invalidate_end(own->chain, range);
 	return err;
 }
 
-/* How many shifts there were, or a number that never comes again if one is under way. */
-static uint64_t shifts(struct umbra_own *own)
-{
-	const uint64_t ended = atomic_load(&own->shifts_ended);
-
-	return atomic_load(&own->shifts_begun) == ended ? ended : ~0ULL;
-}
-
-static bool shifted(struct umbra_own *own, uint64_t before)
-{
-	return before == ~0ULL || before != shifts(own);
-}
-
-/* Only the blocks planned are collapsed: a block that was huge and is split meanwhile is left alone, as if asked before. */
+/*
+ * Only the blocks planned are collapsed: a block that was huge and is split meanwhile is left alone,
+ * as if asked before.
+ */
 static int call_planned(const struct plan *plan, struct hva_range r, int advice)
 {
 	int err, first = 0;
@@ -57,123 +48,199 @@ static int call_planned(const struct plan *plan, struct hva_range r, int advice)
 	return first;
 }
 
-/* The plan was made on what another thread has changed since: announce what it may have left out. */
-static void repair(struct umbra_own *own, struct hva_range r, const struct plan *plan)
+/*
+ * Advice whose plan other own calls could make wrong. Not the ones that fill pages in: they may wait
+ * for a pager, and nobody should wait for them; what they hold is planned again instead.
+ */
+static bool plan_rests_on_others(int advice)
 {
-	const uint64_t mask = UMBRA_HUGE_SIZE - 1;
-	struct umbra_range range = bracket_of(r, plan->cause, plan->relocates);
+	switch (advice) {
+	case MADV_POPULATE_WRITE:
+	case MADV_POPULATE_READ:
+	case MADV_WILLNEED:
+	case MADV_GUARD_REMOVE: return false;
+	default: return true;
+	}
+}
 
-	range.hull.start.v &= ~mask;
-	range.hull.end.v = range.hull.end.v > ~mask ? ~0ULL : (range.hull.end.v + mask) & ~mask;
-	range.flags |= UMBRA_RANGE_FORCED;
-	umbra_invalidate_start(own->chain, &range);
-	umbra_invalidate_end(own->chain, &range);
+/* A batch, or one range. Of a batch every block is collapsed: one may be split before its turn. */
+static int plan_all(const struct umbra_own *own, const struct hva_range *v, uint32_t n, int advice,
+		    struct plan *plan)
+{
+	struct plan one;
+	int err = 0;
+
+	if (n == 1)
+		return plan_madvise(own, *v, advice, plan);
+	plan_init(plan, UMBRA_CAUSE_UNKNOWN, false);
+	for (uint32_t i = 0; !err && i < n; i++) {
+		plan_init(&one, UMBRA_CAUSE_COLLAPSE, true);
+		if (advice != MADV_COLLAPSE)
+			err = plan_madvise(own, v[i], advice, &one);
+		else if (plan_add(&one, v[i]) || region_plan_advice(own, v[i], advice, &one))
+			err = -ENOMEM;
+		plan->cause = one.cause;
+		plan->relocates |= one.relocates;
+		hva_range_join(&plan->hold, one.hold);
+		for (uint32_t k = 0; !err && k < one.nr; k++)
+			err = plan_add(plan, one.v[k]);
+		plan_fini(&one);
+	}
+	return err;
+}
+
+/* Plans and opens. On error nothing is open, and no plan under way. */
+static int open_planned(struct umbra_own *own, const struct hva_range *v, uint32_t n, int advice,
+			struct plan *plan, struct bracket *b)
+{
+	/* The reader takes no REMOVE of a batch for ours by its range: the hull has gaps. */
+	const bool removes = n == 1 && raises_remove(advice);
+	int err = plan_all(own, v, n, advice, plan);
+
+	if (!err)
+		err = bracket_start(own, plan, removes ? *v : (struct hva_range){ 0 }, b);
+	if (err || hva_range_empty(plan->hold))
+		goto out;
+	err = plan_all(own, v, n, advice, &b->again);
+	if (err) {
+		plan_fini(&b->again);
+		plan_init(&b->again, plan->cause, true);
+		plan_add(&b->again, plan->hold);
+	}
+	err = bracket_widen(own, plan, b);
+	if (err)
+		plan_fini(&b->again);
+out:
+	if (err)
+		plan_fini(plan);
+	return err;
+}
+
+static void close_planned(struct umbra_own *own, struct plan *plan, struct bracket *b, int result)
+{
+	bracket_end(own, b, result);
+	if (!hva_range_empty(plan->hold))
+		plan_fini(&b->again);
+	plan_fini(plan);
+}
+
+static int madvise_planned(struct umbra_own *own, const struct hva_range *v, uint32_t n, int advice,
+			   uint32_t *done)
+{
+	const bool waits = plan_rests_on_others(advice);
+	unsigned int phase = 0;
+	struct bracket b;
+	struct plan plan;
+	int err, first;
+
+	if (waits)
+		phase = own_plan_begin(own);
+	first = open_planned(own, v, n, advice, &plan, &b);
+	if (first) {
+		if (waits)
+			own_plan_end(own, phase);
+		return first;
+	}
+	for (uint32_t i = 0; i < n; i++) {
+		err = n == 1 ? call_planned(&plan, *v, advice) : call_madvise(v[i], advice);
+		if (!err && advice == MADV_DONTFORK && !region_reserve(own))
+			region_set_dontfork(own, v[i], true);
+		*done += !err;
+		first = first ? first : err;
+	}
+	if (waits)
+		own_plan_end(own, phase);
+	close_planned(own, &plan, &b, first);
+	return first;
+}
+
+/*
+ * Too early rather than too late: forks under way that do not know of it are waited for, before any
+ * page of @v may be shared by one.
+ */
+static int dofork(struct umbra_own *own, const struct hva_range *v, uint32_t n)
+{
+	int err = 0;
+
+	for (uint32_t i = 0; !err && i < n; i++) {
+		err = region_reserve(own);
+		if (!err)
+			region_set_dontfork(own, v[i], false);
+	}
+	own_grace(own);
+	return err;
+}
+
+/*
+ * Advice that takes long for each page is made piece by piece, each in a bracket of its own: what is
+ * closed to faults is never more than a piece. 0: in one.
+ */
+static uint64_t piece_of(int advice)
+{
+	switch (advice) {
+	case MADV_POPULATE_WRITE: return 4 * UMBRA_HUGE_SIZE;
+	case MADV_COLLAPSE: return 512 * UMBRA_HUGE_SIZE;
+	default: return 0;
+	}
+}
+
+static int madvise_pieces(struct umbra_own *own, struct hva_range r, int advice, uint64_t piece)
+{
+	uint32_t done = 0;
+	int err = 0, first = 0;
+
+	for (uint64_t at = r.start.v, end; at < r.end.v; at = end) {
+		struct hva_range part = { { at }, r.end };
+
+		if (r.end.v - at > piece)
+			part.end.v = (at + piece) & ~(piece - 1);
+		end = part.end.v;
+		err = madvise_planned(own, &part, 1, advice, &done);
+		first = first ? first : err;
+		if (err && advice == MADV_POPULATE_WRITE)
+			break;
+	}
+	return first;
 }
 
 int umbra_madvise(struct umbra_own *own, struct hva_range r, int advice)
 {
-	const bool forks = advice == MADV_DONTFORK || advice == MADV_DOFORK;
-	const bool moves = advice == MADV_COLLAPSE;
+	const uint64_t mask = UMBRA_PAGE_SIZE - 1, piece = piece_of(advice);
 	enum umbra_cause cause;
-	struct bracket b;
-	struct plan plan;
+	uint32_t done = 0;
 	bool relocates;
-	uint64_t before;
-	int err;
 
-	if (hva_range_empty(r))
+	/* What the kernel refuses before it looks at any page. */
+	if (hva_range_empty(r) || (r.start.v & mask) || r.end.v > ~mask)
 		return call_madvise(r, advice);
 	if (plan_is_exact(advice, &cause, &relocates)) {
 		const struct umbra_range range = bracket_of(r, cause, relocates);
 
 		return madvise_exact(own, r, advice, &range);
 	}
-	before = shifts(own);
-	err = plan_madvise(own, r, advice, &plan);
-	if (!err && forks)
-		err = region_reserve(own);
-	if (!err)
-		err = bracket_start(own, &plan, raises_remove(advice) ? r : (struct hva_range){ 0 },
-				    &b);
-	if (!err) {
-		/* Too early rather than too late: a fork must not come between. */
-		if (advice == MADV_DOFORK)
-			region_set_dontfork(own, r, false);
-		if (moves)
-			shift_begin(own);
-		err = call_planned(&plan, r, advice);
-		if (moves)
-			shift_end(own);
-		else if (plan.cause != UMBRA_CAUSE_UNKNOWN && shifted(own, before))
-			repair(own, r, &plan);
-		if (plan.gen && !region_plan_holds(own, &plan))
-			announce_all(own, plan.cause, plan.relocates);
-		if (!err && advice == MADV_DONTFORK)
-			region_set_dontfork(own, r, true);
-		bracket_end(own, &b, err);
-	}
-	plan_fini(&plan);
-	return err;
+	if (advice == MADV_DOFORK && dofork(own, &r, 1))
+		return -ENOMEM;
+	if (piece && hva_range_len(r) > piece)
+		return madvise_pieces(own, r, advice, piece);
+	return madvise_planned(own, &r, 1, advice, &done);
 }
 
 int umbra_madvise_batch(struct umbra_own *own, const struct hva_range *v, uint32_t n, int advice,
 			uint32_t *done)
 {
-	const bool moves = advice == MADV_COLLAPSE;
-	enum umbra_cause cause;
-	bool relocates;
 	uint32_t good = 0;
-	uint64_t before;
-	struct bracket b;
-	struct plan plan, one;
-	int err = 0, first = 0;
+	int err = 0;
 
-	if (done)
-		*done = 0;
-	if (!n)
-		return 0;
-	plan_init(&plan, UMBRA_CAUSE_UNKNOWN, false);
-	before = shifts(own);
-	for (uint32_t i = 0; !err && i < n; i++) {
-		/* Every block, huge now or not: it may be split before its turn comes. */
-		plan_init(&one, UMBRA_CAUSE_COLLAPSE, true);
-		if (moves)
-			err = plan_add(&one, v[i]) || region_plan_advice(own, v[i], advice, &one)
-				      ? -ENOMEM
-				      : 0;
-		else
-			err = plan_madvise(own, v[i], advice, &one);
-		plan.cause = one.cause;
-		plan.relocates = one.relocates;
-		for (uint32_t k = 0; !err && k < one.nr; k++)
-			err = plan_add(&plan, one.v[k]);
-		plan_fini(&one);
+	if (n == 1) {
+		err = umbra_madvise(own, *v, advice);
+		good = !err;
+	} else if (n) {
+		if (advice == MADV_DOFORK)
+			err = dofork(own, v, n);
+		if (!err)
+			err = madvise_planned(own, v, n, advice, &good);
 	}
-	/* The reader takes no REMOVE of a batch for ours by its range: the hull has gaps. */
-	if (!err)
-		err = bracket_start(own, &plan, (struct hva_range){ 0 }, &b);
-	if (err) {
-		plan_fini(&plan);
-		return err;
-	}
-	if (moves)
-		shift_begin(own);
-	for (uint32_t i = 0; i < n; i++) {
-		err = call_madvise(v[i], advice);
-		if (!err && (advice == MADV_DONTFORK || advice == MADV_DOFORK) &&
-		    !region_reserve(own))
-			region_set_dontfork(own, v[i], advice == MADV_DONTFORK);
-		good += !err;
-		first = first ? first : err;
-	}
-	if (moves)
-		shift_end(own);
-	else if (!plan_is_exact(advice, &cause, &relocates) && shifted(own, before))
-		for (uint32_t i = 0; i < n; i++)
-			repair(own, v[i], &plan);
-	bracket_end(own, &b, first);
-	plan_fini(&plan);
 	if (done)
 		*done = good;
-	return first;
+	return err;
 }

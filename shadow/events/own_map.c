@@ -106,6 +106,54 @@ static void moved(struct umbra_own *own, struct hva_range from, struct hva_range
 	region_move(own, hva_range_widen(from), now, stays);
 }
 
+/*
+ * Growth in place changes no page, so nothing is bracketed; but a fork or a file call that was planned
+ * before does not know of the new pages. So it is done while no plan is under way, or else, over what
+ * is new, in a bracket that waits for them.
+ */
+static int grow_in_place(struct umbra_own *own, struct hva_range from, uint64_t new_len,
+			 hva_t *result)
+{
+	const struct hva_range to = { from.start, { from.start.v + new_len } };
+	struct plan plan;
+	struct bracket b;
+	int err;
+
+	pthread_mutex_lock(&own->plans_lock);
+	if (!atomic_load(&own->planners)) {
+		err = call_mremap(from, new_len, 0, from.start, result);
+		if (!err)
+			moved(own, from, to, 0);
+		pthread_mutex_unlock(&own->plans_lock);
+		return err;
+	}
+	pthread_mutex_unlock(&own->plans_lock);
+	plan_init(&plan, UMBRA_CAUSE_REMAP, false);
+	err = plan_add(&plan, (struct hva_range){ from.end, to.end });
+	if (!err)
+		err = bracket_start(own, &plan, (struct hva_range){ 0 }, &b);
+	if (err)
+		return err;
+	err = call_mremap(from, new_len, 0, from.start, result);
+	if (!err)
+		moved(own, from, to, 0);
+	bracket_end(own, &b, err);
+	return err;
+}
+
+/* The kernel chose the place, so nothing could be held there from the start. */
+static void hold_new_place(struct umbra_own *own, struct hva_range now)
+{
+	struct umbra_range range = bracket_of(now, UMBRA_CAUSE_REMAP, false);
+
+	if (!atomic_load(&own->planners) || hva_range_empty(now))
+		return;
+	range.flags |= UMBRA_RANGE_FORCED;
+	umbra_invalidate_start(own->chain, &range);
+	own_grace(own);
+	umbra_invalidate_end(own->chain, &range);
+}
+
 int umbra_mremap(struct umbra_own *own, struct hva_range from, uint64_t new_len, int flags,
 		 hva_t to, hva_t *result)
 {
@@ -118,11 +166,13 @@ int umbra_mremap(struct umbra_own *own, struct hva_range from, uint64_t new_len,
 	err = region_reserve(own);
 	if (err)
 		return err;
-	/* Growth in place changes no page. Only when there is no room for it is anything moved. */
+	/* Only when there is no room for growth in place is anything moved. */
 	if (in_place && new_len > hva_range_len(from)) {
-		err = call_mremap(from, new_len, 0, to, &now);
+		err = grow_in_place(own, from, new_len, &now);
+		if (!err)
+			*result = now;
 		if (!err || !(flags & MREMAP_MAYMOVE) || err != -ENOMEM)
-			goto out;
+			return err;
 	}
 	plan_init(&plan, UMBRA_CAUSE_REMAP, true);
 	err = plan_mremap(from, new_len, flags, to, &plan);
@@ -130,19 +180,15 @@ int umbra_mremap(struct umbra_own *own, struct hva_range from, uint64_t new_len,
 		err = bracket_start(own, &plan, (struct hva_range){ 0 }, &b);
 	if (err)
 		return err;
-	shift_begin(own);
 	err = call_mremap(from, new_len, flags, to, &now);
-	shift_end(own);
-	if (!err)
-		moved(own, from, (struct hva_range){ now, { now.v + new_len } }, flags);
-	bracket_end(own, &b, err);
-	if (!err)
-		*result = now;
-	return err;
-out:
 	if (!err) {
-		moved(own, from, (struct hva_range){ now, { now.v + new_len } }, flags);
+		const struct hva_range place = { now, { now.v + new_len } };
+
+		moved(own, from, place, flags);
+		if (now.v != from.start.v && !(flags & MREMAP_FIXED))
+			hold_new_place(own, place);
 		*result = now;
 	}
+	bracket_end(own, &b, err);
 	return err;
 }

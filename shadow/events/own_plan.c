@@ -15,7 +15,7 @@ void plan_init(struct plan *plan, enum umbra_cause cause, bool relocates)
 	plan->cap = PLAN_INLINE;
 	plan->cause = cause;
 	plan->relocates = relocates;
-	plan->gen = 0;
+	plan->hold = (struct hva_range){ 0 };
 	plan->calls = 0;
 }
 
@@ -48,6 +48,14 @@ int plan_add(struct plan *plan, struct hva_range r)
 	}
 	plan->v[plan->nr++] = r;
 	return 0;
+}
+
+bool plan_covers(const struct plan *plan, struct hva_range r)
+{
+	for (uint32_t i = 0; i < plan->nr; i++)
+		if (r.start.v >= plan->v[i].start.v && r.end.v <= plan->v[i].end.v)
+			return true;
+	return false;
 }
 
 bool plan_is_exact(int advice, enum umbra_cause *cause, bool *relocates)
@@ -122,7 +130,10 @@ static int plan_collapse(const struct umbra_own *own, struct hva_range r, struct
 	return err;
 }
 
-/* Present pages that a write moves: shared after a fork, the zero page, private file pages. */
+/*
+ * Present pages that a write moves: shared after a fork, the zero page, private file pages. More of
+ * them may come by a read of another thread, so all of @r is held.
+ */
 static int plan_populate_write(const struct umbra_own *own, struct hva_range r, struct plan *plan)
 {
 	const struct hva_range w = hva_range_widen(r);
@@ -132,6 +143,7 @@ static int plan_populate_write(const struct umbra_own *own, struct hva_range r, 
 
 	if (!own->map)
 		return plan_add(plan, w);
+	hva_range_join(&plan->hold, w);
 	for (uint64_t at = w.start.v; !err && at < w.end.v;) {
 		const uint64_t left = (w.end.v - at) >> UMBRA_PAGE_SHIFT;
 		const size_t n = left < 64 ? left : 64;
@@ -215,6 +227,9 @@ static int plan_folios(const struct umbra_own *own, struct hva_range r, bool ins
 			err = plan_add(plan, reach);
 		else if (inside)
 			err = plan_add(plan, part);
+		else if (found & (FOLIO_HUGE | FOLIO_NONE))
+			/* Whole or not there: but a folio may come, or be cut by another call. */
+			hva_range_join(&plan->hold, part);
 	}
 	return err;
 }

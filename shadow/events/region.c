@@ -119,11 +119,10 @@ int umbra_region_add(struct umbra_own *own, const struct umbra_region *region)
 		err = -EEXIST;
 	else
 		err = reserve_locked(own, ROOM);
-	if (!err) {
-		own->regions_gen++;
+	if (!err)
 		insert_locked(own, &r);
-	}
 	pthread_mutex_unlock(&own->regions_lock);
+	own_grace(own); /* for calls that did not know of it */
 	return err;
 }
 
@@ -142,7 +141,6 @@ int umbra_region_remove(struct umbra_own *own, struct hva_range hva)
 	    own->regions[last].pub.hva.end.v == hva.end.v) {
 		for (uint32_t n = last - i + 1; n; n--)
 			remove_locked(own, i);
-		own->regions_gen++;
 		err = 0;
 	}
 	pthread_mutex_unlock(&own->regions_lock);
@@ -155,7 +153,6 @@ void region_set_dontfork(struct umbra_own *own, struct hva_range r, bool dontfor
 	bool split;
 
 	pthread_mutex_lock(&own->regions_lock);
-	own->regions_gen++;
 	split = split_at(own, w.start.v) && split_at(own, w.end.v);
 	for (uint32_t i = first_after(own, w.start.v); i < own->nregions; i++) {
 		struct umbra_region *pub = &own->regions[i].pub;
@@ -180,7 +177,6 @@ void region_replace(struct umbra_own *own, struct hva_range r, const struct umbr
 			file.pub.fd = -1;
 	}
 	pthread_mutex_lock(&own->regions_lock);
-	own->regions_gen++;
 	if (split_at(own, w.start.v) && split_at(own, w.end.v)) {
 		uint32_t i = first_after(own, w.start.v);
 
@@ -231,7 +227,6 @@ void region_move(struct umbra_own *own, struct hva_range from, struct hva_range 
 	const uint64_t last = from.end.v;
 
 	pthread_mutex_lock(&own->regions_lock);
-	own->regions_gen++;
 	if (from.start.v == to.start.v) {
 		resize_locked(own, from, to.end.v);
 		goto out;
@@ -262,22 +257,11 @@ out:
 	pthread_mutex_unlock(&own->regions_lock);
 }
 
-bool region_plan_holds(struct umbra_own *own, const struct plan *plan)
-{
-	bool same;
-
-	pthread_mutex_lock(&own->regions_lock);
-	same = own->regions_gen == plan->gen;
-	pthread_mutex_unlock(&own->regions_lock);
-	return same;
-}
-
 int region_plan_fork(struct umbra_own *own, struct plan *plan)
 {
 	int err = 0;
 
 	pthread_mutex_lock(&own->regions_lock);
-	plan->gen = own->regions_gen;
 	for (uint32_t i = 0; !err && i < own->nregions; i++) {
 		const struct umbra_region *pub = &own->regions[i].pub;
 
@@ -336,6 +320,8 @@ static int plan_other_mapping(const struct umbra_own *own, const struct umbra_re
 {
 	const uint64_t first = pub->file_offset;
 	const uint64_t last = first + (pub->hva.end.v - pub->hva.start.v);
+	const bool moves = advice == MADV_COLLAPSE || advice == MADV_PAGEOUT ||
+			   advice == MADV_SOFT_OFFLINE || advice == MADV_HWPOISON;
 	uint64_t block = bytes[0] > first ? bytes[0] : first;
 	int err = 0;
 
@@ -346,8 +332,8 @@ static int plan_other_mapping(const struct umbra_own *own, const struct umbra_re
 
 		if (hva_range_empty(r))
 			continue;
-		if (advice == MADV_COLLAPSE || advice == MADV_PAGEOUT || !own->map ||
-		    (hostmap_folios(own->map, r, &reach) & (FOLIO_HUGE | FOLIO_LARGE)))
+		/* A page that is not here yet may be mapped from the same folio before the call. */
+		if (moves || !own->map || hostmap_folios(own->map, r, &reach))
 			err = plan_add(plan, r);
 	}
 	return err;
@@ -372,7 +358,6 @@ int region_plan_advice(const struct umbra_own *own, struct hva_range r, int advi
 			continue;
 		bytes[0] = (bytes[0] > r.start.v ? bytes[0] : r.start.v) + base;
 		bytes[1] = (bytes[1] < r.end.v ? bytes[1] : r.end.v) + base;
-		plan->gen = own->regions_gen;
 		for (uint32_t k = 0; !err && k < own->nregions; k++) {
 			const struct own_region *other = &own->regions[k];
 
@@ -396,7 +381,6 @@ int region_plan_file(struct umbra_own *own, int fd, uint64_t start, uint64_t end
 	if (start >= end || fstat(fd, &st))
 		return 0; /* the call will say so itself */
 	pthread_mutex_lock(&own->regions_lock);
-	plan->gen = own->regions_gen;
 	for (uint32_t i = 0; !err && i < own->nregions; i++) {
 		const struct own_region *r = &own->regions[i];
 

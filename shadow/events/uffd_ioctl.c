@@ -108,12 +108,11 @@ static int edges_start(const struct umbra_uffd *u, struct hva_range r, struct pl
 	return umbra_invalidate_start(u->chain, range);
 }
 
-static void edges_end(const struct umbra_uffd *u, struct plan *plan,
+static void edges_end(const struct umbra_uffd *u, const struct plan *plan,
 		      const struct umbra_range *range)
 {
 	if (plan->nr)
 		umbra_invalidate_end(u->chain, range);
-	plan_fini(plan);
 }
 
 /* EINVAL says both "that kind of memory has not that mode" and "nonsense". */
@@ -130,6 +129,7 @@ static int register_errno(struct hva_range r, int err)
 int umbra_uffd_register(struct umbra_uffd *u, struct hva_range r, uint32_t modes)
 {
 	struct uffdio_register reg = { .range = uffd_range_of(r) };
+	unsigned int phase = 0;
 	struct umbra_range range;
 	struct plan plan;
 	int err;
@@ -142,37 +142,45 @@ int umbra_uffd_register(struct umbra_uffd *u, struct hva_range r, uint32_t modes
 		reg.mode |= UFFDIO_REGISTER_MODE_WP;
 	if (modes & UMBRA_UFFD_MINOR)
 		reg.mode |= UFFDIO_REGISTER_MODE_MINOR;
+	if (u->own)
+		phase = own_plan_begin(u->own);
 	err = edges_start(u, r, &plan, &range);
-	if (err) {
-		plan_fini(&plan);
-		return err;
+	if (!err) {
+		uffd_watch_begin(u->own);
+		err = ioctl(u->fd, UFFDIO_REGISTER, &reg) ? register_errno(r, errno) : 0;
+		if (!err)
+			uffd_ranges_add(u, r, range_private(u, r));
+		uffd_watch_end(u->own);
+		edges_end(u, &plan, &range);
 	}
-	uffd_watch_begin(u->own);
-	err = ioctl(u->fd, UFFDIO_REGISTER, &reg) ? register_errno(r, errno) : 0;
-	if (!err)
-		uffd_ranges_add(u, r, range_private(u, r));
-	uffd_watch_end(u->own);
-	edges_end(u, &plan, &range);
+	if (u->own)
+		own_plan_end(u->own, phase);
+	plan_fini(&plan);
 	return err;
 }
 
 int umbra_uffd_unregister(struct umbra_uffd *u, struct hva_range r)
 {
 	struct uffdio_range arg = uffd_range_of(r);
+	unsigned int phase = 0;
 	struct umbra_range range;
 	struct plan plan;
-	int err = edges_start(u, r, &plan, &range);
+	int err;
 
-	if (err) {
-		plan_fini(&plan);
-		return err;
+	if (u->own)
+		phase = own_plan_begin(u->own);
+	err = edges_start(u, r, &plan, &range);
+	if (!err) {
+		uffd_watch_begin(u->own);
+		err = ioctl(u->fd, UFFDIO_UNREGISTER, &arg) ? -errno : 0;
+		if (!err)
+			uffd_ranges_remove(u, r);
+		uffd_watch_end(u->own);
+		edges_end(u, &plan, &range);
 	}
-	uffd_watch_begin(u->own);
-	err = ioctl(u->fd, UFFDIO_UNREGISTER, &arg) ? -errno : 0;
-	if (!err)
-		uffd_ranges_remove(u, r);
-	uffd_watch_end(u->own);
-	edges_end(u, &plan, &range);
+	if (u->own)
+		own_plan_end(u->own, phase);
+	plan_fini(&plan);
 	return err;
 }
 

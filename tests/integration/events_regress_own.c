@@ -95,7 +95,7 @@ Test(own_regress, what_dontunmap_leaves_is_forked_and_so_is_what_it_moved)
 	cr_assert_eq(host_leaves(&h, p, HUGE) + host_leaves(&h, to, HUGE), 0);
 }
 
-/* ---- a region moves while another call waits in its start ------------------------------------ */
+/* ---- a region changes while another call waits in its start ------------------------------------- */
 
 static _Atomic bool inside, go;
 static enum umbra_cause slow_cause;
@@ -134,57 +134,103 @@ static void *punch_now(void *arg)
 	return umbra_fallocate(h.own, *(int *)arg, 3, 0, HUGE) ? &h : NULL;
 }
 
-/* Lets @call wait in its start, moves @p, touches it at the new place, and lets the call go on. */
-static void moved_during(void *(*call)(void *), void *arg, char *p, int fd, enum umbra_cause cause)
+/* from [from, from + len) to [to, to + new_len) */
+struct move {
+	char *from, *to;
+	size_t len, new_len;
+};
+
+static void *move_now(void *arg)
+{
+	const struct move *m = arg;
+	hva_t now;
+
+	return umbra_mremap(h.own, hva_range_of(m->from, m->len), m->new_len,
+			    m->from == m->to ? 0 : MREMAP_MAYMOVE | MREMAP_FIXED,
+			    (hva_t){ (uintptr_t)m->to }, &now)
+		       ? &h
+		       : NULL;
+}
+
+/*
+ * Lets @call wait in its start, moves or grows memory meanwhile, and lets the call go on. Until it is through, nothing
+ * is installed at the new place @look: the call was planned without it.
+ */
+static void moved_during(void *(*call)(void *), void *arg, struct move *m, const char *look, int fd)
 {
 	const struct umbra_region region = {
-		.hva = hva_range_of(p, HUGE),
+		.hva = hva_range_of(m->from, m->len),
 		.fd = fd,
 		.is_private = fd < 0,
 	};
 	struct umbra_own *plain = h.own;
-	char *to = host_reserve(HUGE);
 	struct umbra_chain *front;
-	pthread_t thread;
+	pthread_t caller, mover;
+	unsigned char resident;
 	void *result;
-	hva_t now;
 
 	cr_assert(!umbra_chain_create(&front, &umbra_os_posix));
 	cr_assert(!umbra_chain_register(front, &slow));
 	cr_assert(!umbra_own_create(&h.own, front, h.map));
 	cr_assert(!umbra_region_add(h.own, &region));
-	host_slot(&h, to, HUGE);
-	cr_assert(host_touch(&h, p, 8 * PAGE, RW));
-	slow_cause = cause;
-	cr_assert(!pthread_create(&thread, NULL, call, arg));
+	cr_assert(host_touch(&h, m->from, 8 * PAGE, RW));
+	slow_cause = fd < 0 ? UMBRA_CAUSE_FORK : UMBRA_CAUSE_REMOVE;
+	cr_assert(!pthread_create(&caller, NULL, call, arg));
 	while (!inside)
 		usleep(100);
-	cr_assert(!umbra_mremap(h.own, hva_range_of(p, HUGE), HUGE, MREMAP_MAYMOVE | MREMAP_FIXED,
-				(hva_t){ (uintptr_t)to }, &now));
-	cr_assert(host_touch(&h, to, 8 * PAGE, RW));
+	cr_assert(!pthread_create(&mover, NULL, move_now, m));
+	while (mincore((void *)(uintptr_t)look, PAGE, &resident)) /* until it is there */
+		usleep(100);
+	for (int i = 0; i < 50; i++) {
+		cr_assert_neq(host_fault_once(&h, look, RW), UMBRA_FAULT_INSTALLED);
+		usleep(1000);
+	}
 	go = true;
-	cr_assert(!pthread_join(thread, &result));
+	cr_assert(!pthread_join(caller, &result));
+	cr_assert_null(result);
+	cr_assert(!pthread_join(mover, &result));
 	cr_assert_null(result);
 	sound();
-	cr_assert_eq(host_leaf(&h, to), 0);
+	cr_assert(host_touch(&h, look, PAGE, RW));
+	sound();
 	umbra_own_destroy(h.own);
 	umbra_chain_unregister(front, &slow);
 	umbra_chain_destroy(front);
 	h.own = plain;
 }
 
-Test(own_regress, a_fork_planned_before_a_move_covers_the_new_place)
+static struct move to_a_new_place(char *p)
 {
-	moved_during(fork_now, NULL, small(HUGE), -1, UMBRA_CAUSE_FORK);
+	char *to = host_reserve(HUGE);
+
+	host_slot(&h, to, HUGE);
+	return (struct move){ p, to, HUGE, HUGE };
 }
 
-Test(own_regress, a_punch_planned_before_a_move_covers_the_new_place)
+Test(own_regress, what_moves_after_a_fork_was_planned_waits_for_it)
 {
-	int fd;
-	char *p = host_memfd(&h, HUGE, &fd);
+	struct move m = to_a_new_place(small(HUGE));
 
-	moved_during(punch_now, &fd, p, fd, UMBRA_CAUSE_REMOVE);
+	moved_during(fork_now, NULL, &m, m.to, -1);
+}
+
+Test(own_regress, what_moves_after_a_punch_was_planned_waits_for_it)
+{
+	struct move m;
+	int fd;
+
+	m = to_a_new_place(host_memfd(&h, HUGE, &fd));
+	moved_during(punch_now, &fd, &m, m.to, fd);
 	close(fd);
+}
+
+Test(own_regress, what_grows_after_a_fork_was_planned_waits_for_it)
+{
+	char *p = small(2 * HUGE);
+	struct move m = { p, p, HUGE, 2 * HUGE };
+
+	cr_assert(!umbra_munmap(h.own, hva_range_of(p + HUGE, HUGE)));
+	moved_during(fork_now, NULL, &m, p + HUGE, -1);
 }
 
 /* ---- files ---------------------------------------------------------------------------------- */

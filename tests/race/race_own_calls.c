@@ -69,6 +69,7 @@ static void remap(struct hva_range to, struct hva_range from)
 
 static void *mutate(void *arg)
 {
+	static const int cuts[] = { MADV_DONTDUMP, MADV_DODUMP, MADV_COLD, MADV_FREE };
 	const uintptr_t who = (uintptr_t)arg;
 	unsigned int state = seed * 7919 + (unsigned int)who;
 
@@ -91,9 +92,7 @@ static void *mutate(void *arg)
 			umbra_mprotect(h.own, block, PROT_READ | PROT_WRITE);
 			umbra_madvise(h.own, block, MADV_COLLAPSE);
 			break;
-		case 4:
-			umbra_madvise(h.own, r, rand_r(&state) % 2 ? MADV_DONTDUMP : MADV_DODUMP);
-			break;
+		case 4: umbra_madvise(h.own, r, cuts[rand_r(&state) % 4]); break;
 		case 5: umbra_madvise(h.own, r, MADV_POPULATE_WRITE); break;
 		default: umbra_madvise(h.own, r, MADV_DONTNEED); break;
 		}

@@ -1,0 +1,293 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* What another thread does between the plan of an own call and its system call leaves no old translation behind. */
+#include <criterion/criterion.h>
+#include <sys/syscall.h>
+#include "tests/integration/events_host.h"
+
+#define PAGE UMBRA_PAGE_SIZE
+#define HUGE UMBRA_HUGE_SIZE
+#define RW   (UMBRA_ACCESS_READ | UMBRA_ACCESS_WRITE)
+
+static struct host h;
+static char *arena;
+
+static void fini(void)
+{
+	host_destroy(&h);
+}
+
+static void init(void)
+{
+	host_create(&h);
+}
+
+TestSuite(between, .init = init, .fini = fini, .timeout = 20);
+
+#define sound() cr_assert(host_sound(&h))
+
+/* ---- a step in just before the system call ---------------------------------------------------- */
+
+static void (*step)(void); /* runs once */
+static int step_advice;
+
+static void step_once(void)
+{
+	void (*fn)(void) = step;
+
+	step = NULL;
+	if (fn)
+		fn();
+}
+
+/* In place of libc's: the library calls these. */
+int madvise(void *p, size_t bytes, int advice)
+{
+	if (advice == step_advice)
+		step_once();
+	return (int)syscall(SYS_madvise, p, bytes, advice);
+}
+
+int ftruncate(int fd, off_t len)
+{
+	if (!step_advice)
+		step_once();
+	return (int)syscall(SYS_ftruncate, fd, len);
+}
+
+static void before(int advice, void (*fn)(void))
+{
+	step_advice = advice;
+	step = fn;
+}
+
+/* ---- a step in between the plan and the start, or rather: before the MMU hears of the start ------ */
+
+static int front_start(struct umbra_notifier *n, const struct umbra_range *r)
+{
+	(void)n;
+	step_once();
+	return umbra_invalidate_start(h.chain, r);
+}
+
+static void front_end(struct umbra_notifier *n, const struct umbra_range *r)
+{
+	(void)n;
+	umbra_invalidate_end(h.chain, r);
+}
+
+static const struct umbra_notifier_ops front_ops = {
+	.invalidate_range_start = front_start,
+	.invalidate_range_end = front_end,
+};
+static struct umbra_notifier front_member = { .ops = &front_ops, .name = "front" };
+
+struct front {
+	struct umbra_chain *chain;
+	struct umbra_own *own, *plain;
+};
+
+static void front_create(struct front *f)
+{
+	cr_assert(!umbra_chain_create(&f->chain, &umbra_os_posix));
+	cr_assert(!umbra_chain_register(f->chain, &front_member));
+	cr_assert(!umbra_own_create(&f->own, f->chain, h.map));
+	f->plain = h.own;
+	h.own = f->own;
+}
+
+static void front_destroy(struct front *f)
+{
+	h.own = f->plain;
+	umbra_own_destroy(f->own);
+	umbra_chain_unregister(f->chain, &front_member);
+	umbra_chain_destroy(f->chain);
+}
+
+static int advise(const char *p, size_t bytes, int advice)
+{
+	return umbra_madvise(h.own, hva_range_of(p, bytes), advice);
+}
+
+static char *small(size_t bytes)
+{
+	char *p = host_anon(&h, bytes);
+
+	cr_assert(p);
+	cr_assert(!madvise(p, bytes, MADV_NOHUGEPAGE));
+	return p;
+}
+
+/* ---- populate --------------------------------------------------------------------------------- */
+
+/* A thread reads page 4, which gets the zero page, or the file's; then the guest does. */
+static void read_page_4(void)
+{
+	*(volatile char *)(arena + 4 * PAGE);
+	host_fault_once(&h, arena + 4 * PAGE, UMBRA_ACCESS_READ);
+}
+
+Test(between, a_zero_page_read_before_populate_is_not_left_behind)
+{
+	arena = small(HUGE);
+	before(MADV_POPULATE_WRITE, read_page_4);
+	cr_assert(!advise(arena, 8 * PAGE, MADV_POPULATE_WRITE));
+	cr_assert_null(step);
+	sound();
+}
+
+Test(between, a_private_file_page_read_before_populate_is_not_left_behind)
+{
+	int fd = memfd_create("guest", MFD_CLOEXEC);
+
+	cr_assert(fd >= 0 && !ftruncate(fd, HUGE));
+	arena = host_map(&h, HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd);
+	cr_assert(arena);
+	before(MADV_POPULATE_WRITE, read_page_4);
+	cr_assert(!advise(arena, 8 * PAGE, MADV_POPULATE_WRITE));
+	cr_assert_null(step);
+	sound();
+	close(fd);
+}
+
+Test(between, a_zero_page_read_between_plan_and_start_is_planned_again)
+{
+	struct front f;
+
+	arena = small(HUGE);
+	front_create(&f);
+	*(volatile char *)arena; /* so that there is a start at all */
+	host_fault_once(&h, arena, UMBRA_ACCESS_READ);
+	before(-1, read_page_4);
+	cr_assert(!advise(arena, 8 * PAGE, MADV_POPULATE_WRITE));
+	cr_assert_null(step);
+	sound();
+	front_destroy(&f);
+}
+
+Test(between, a_batch_of_populates_plans_again_too)
+{
+	struct hva_range v[2];
+	uint32_t done;
+
+	arena = small(HUGE);
+	v[0] = hva_range_of(arena, 8 * PAGE);
+	v[1] = hva_range_of(arena + 16 * PAGE, 8 * PAGE);
+	before(MADV_POPULATE_WRITE, read_page_4);
+	cr_assert(!umbra_madvise_batch(h.own, v, 2, MADV_POPULATE_WRITE, &done));
+	cr_assert_eq(done, 2);
+	cr_assert_null(step);
+	sound();
+}
+
+Test(between, a_long_populate_is_made_in_pieces_and_drops_nothing)
+{
+	char *p = small(21 * HUGE);
+
+	cr_assert(host_touch(&h, p + 9 * HUGE, HUGE, RW));
+	cr_assert(!advise(p + PAGE, 21 * HUGE - PAGE, MADV_POPULATE_WRITE));
+	cr_assert_eq(host_leaves(&h, p + 9 * HUGE, HUGE), 512);
+	cr_assert_not(host_flags(&h, p) & UMBRA_PAGE_PRESENT);
+	for (size_t i = 1; i < 21 * 512; i++)
+		cr_assert(host_flags(&h, p + i * PAGE) & UMBRA_PAGE_PRESENT, "page %zu", i);
+	sound();
+}
+
+Test(between, a_populate_ends_at_a_hole_as_the_kernels_does)
+{
+	char *p = small(21 * HUGE);
+
+	cr_assert(!umbra_munmap(h.own, hva_range_of(p + 10 * HUGE, PAGE)));
+	cr_assert_eq(advise(p, 21 * HUGE, MADV_POPULATE_WRITE), -ENOMEM);
+	cr_assert(host_flags(&h, p + 10 * HUGE - PAGE) & UMBRA_PAGE_PRESENT);
+	cr_assert_not(host_flags(&h, p + 10 * HUGE + PAGE) & UMBRA_PAGE_PRESENT);
+	cr_assert_eq(advise(p + 1, 21 * HUGE, MADV_POPULATE_WRITE), -EINVAL);
+	sound();
+}
+
+/* ---- another own call --------------------------------------------------------------------------- */
+
+static pthread_t other;
+static _Atomic bool installed;
+
+/* The guest faults again and again while the other call has made its change: nothing may come of it. */
+static void fault_for_a_while(const char *p, uint32_t access)
+{
+	for (int i = 0; i < 50; i++) {
+		if (host_fault_once(&h, p, access) == UMBRA_FAULT_INSTALLED)
+			installed = true;
+		usleep(1000);
+	}
+}
+
+static void *collapse(void *arg)
+{
+	int err = -EAGAIN;
+
+	(void)arg;
+	for (int i = 0; i < 200 && (err == -EAGAIN || err == -EBUSY); i++)
+		err = advise(arena, HUGE, MADV_COLLAPSE);
+	return NULL;
+}
+
+static void collapse_before(void)
+{
+	installed = false;
+	cr_assert(!pthread_create(&other, NULL, collapse, NULL));
+	for (int i = 0; i < 2000 && !(host_flags(&h, arena) & UMBRA_PAGE_HUGE); i++)
+		usleep(1000);
+	fault_for_a_while(arena + PAGE, RW);
+}
+
+Test(between, a_block_collapsed_before_a_cut_has_no_leaf_until_it_is_cut)
+{
+	const int advices[] = { MADV_COLD, MADV_DONTDUMP };
+
+	for (int i = 0; i < 2; i++) {
+		arena = small(HUGE);
+		cr_assert(host_touch(&h, arena, HUGE, RW));
+		before(advices[i], collapse_before);
+		cr_assert(!advise(arena + 9 * PAGE, PAGE, advices[i]));
+		pthread_join(other, NULL);
+		cr_assert_null(step);
+		cr_assert_not(installed);
+		sound();
+	}
+}
+
+static void make_thp(void)
+{
+	if (host_make_thp(&h, arena))
+		fault_for_a_while(arena, RW);
+}
+
+Test(between, what_is_not_there_yet_when_cold_is_planned_waits_for_it)
+{
+	arena = host_anon(&h, HUGE);
+	installed = false;
+	before(MADV_COLD, make_thp);
+	cr_assert(!advise(arena, HUGE, MADV_COLD));
+	cr_assert_null(step);
+	cr_assert_not(installed);
+	sound();
+}
+
+static int file;
+
+static void extend(void)
+{
+	cr_assert(!syscall(SYS_ftruncate, file, 2 * HUGE));
+	host_fault_once(&h, arena + HUGE, RW);
+}
+
+Test(between, a_file_extended_before_it_is_cut_loses_its_leaves_too)
+{
+	file = memfd_create("guest", MFD_CLOEXEC);
+	cr_assert(file >= 0 && !ftruncate(file, HUGE));
+	arena = host_map(&h, 2 * HUGE, PROT_READ | PROT_WRITE, MAP_SHARED, file);
+	cr_assert(arena);
+	before(0, extend);
+	cr_assert(!umbra_ftruncate(h.own, file, HUGE));
+	cr_assert_null(step);
+	sound();
+	close(file);
+}
