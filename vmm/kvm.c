@@ -149,6 +149,8 @@ void kvm_close(struct vm *vm)
 		close(vm->vm_fd);
 	if (vm->kvm_fd >= 0 && vm->kvm_fd != vm->config.kvm_fd)
 		close(vm->kvm_fd);
+	free(vm->cpuid);
+	vm->cpuid = NULL;
 	vm->vm_fd = -1;
 	vm->kvm_fd = -1;
 }
@@ -169,23 +171,26 @@ int kvm_slot_set(int vm_fd, uint32_t slot, uint64_t gpa, uint64_t bytes, void *h
 	return ret < 0 ? -errno : 0;
 }
 
-int kvm_cpuid(int kvm_fd, struct kvm_cpuid2 **cpuid)
+int kvm_cpuid(struct vm *vm, struct kvm_cpuid2 **cpuid)
 {
-	for (uint32_t n = 128; n <= 4096; n *= 2) {
+	for (uint32_t n = 128; !vm->cpuid && n <= 4096; n *= 2) {
 		struct kvm_cpuid2 *c = calloc(1, sizeof(*c) + n * sizeof(c->entries[0]));
+		int error;
 
 		if (!c)
 			return -ENOMEM;
 		c->nent = n;
-		if (!ioctl(kvm_fd, KVM_GET_SUPPORTED_CPUID, c)) {
-			*cpuid = c;
-			return 0;
+		if (!ioctl(vm->kvm_fd, KVM_GET_SUPPORTED_CPUID, c)) {
+			vm->cpuid = c;
+			break;
 		}
+		error = errno;
 		free(c);
-		if (errno != E2BIG)
-			return -errno;
+		if (error != E2BIG)
+			return -error;
 	}
-	return -E2BIG;
+	*cpuid = vm->cpuid;
+	return vm->cpuid ? 0 : -E2BIG;
 }
 
 const struct kvm_cpuid_entry2 *kvm_cpuid_find(const struct kvm_cpuid2 *cpuid, uint32_t function)
@@ -196,18 +201,17 @@ const struct kvm_cpuid_entry2 *kvm_cpuid_find(const struct kvm_cpuid2 *cpuid, ui
 	return NULL;
 }
 
-int kvm_phys_bits(int kvm_fd)
+int kvm_phys_bits(struct vm *vm)
 {
 	const struct kvm_cpuid_entry2 *leaf;
 	struct kvm_cpuid2 *cpuid;
 	int bits = 36; /* what every 64-bit CPU has */
-	int ret = kvm_cpuid(kvm_fd, &cpuid);
+	int ret = kvm_cpuid(vm, &cpuid);
 
 	if (ret)
 		return ret;
 	leaf = kvm_cpuid_find(cpuid, 0x80000008);
 	if (leaf && (leaf->eax & 0xff))
 		bits = (int)(leaf->eax & 0xff);
-	free(cpuid);
 	return bits;
 }

@@ -28,14 +28,17 @@ int kvm_slot_set(int vm_fd, uint32_t slot, uint64_t gpa, uint64_t bytes, void *h
 struct kvm_cpuid2;
 struct kvm_cpuid_entry2;
 
-/* What this host offers to guests. Returns: 0, with *@cpuid to free(); -errno. */
-int kvm_cpuid(int kvm_fd, struct kvm_cpuid2 **cpuid);
+/*
+ * kvm_cpuid - what this host offers to guests, asked for once: a virtual machine's CPUID is slow. @cpuid: the
+ * machine's, until kvm_close(). Context: set-up, one thread. Returns: 0, -errno.
+ */
+int kvm_cpuid(struct vm *vm, struct kvm_cpuid2 **cpuid);
 
 /* Its entry for @function, subleaf 0, or NULL. */
 const struct kvm_cpuid_entry2 *kvm_cpuid_find(const struct kvm_cpuid2 *cpuid, uint32_t function);
 
 /* Guest-physical address bits that this host offers. Returns: bits, -errno. */
-int kvm_phys_bits(int kvm_fd);
+int kvm_phys_bits(struct vm *vm);
 
 /* ioctls made after set-up, for the sandbox. OTHER: any thread that uses the MMU and runs no vCPU.
  */

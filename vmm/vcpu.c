@@ -32,7 +32,7 @@ static int set_up_cpuid(struct vcpu *v, uint64_t *cr4)
 {
 	const struct kvm_cpuid_entry2 *leaf;
 	struct kvm_cpuid2 *cpuid;
-	int ret = kvm_cpuid(v->vm->kvm_fd, &cpuid);
+	int ret = kvm_cpuid(v->vm, &cpuid);
 
 	if (ret)
 		return ret;
@@ -42,9 +42,7 @@ static int set_up_cpuid(struct vcpu *v, uint64_t *cr4)
 		*cr4 |= leaf->ebx & 1U << 20 ? CR4_SMAP : 0;
 		*cr4 |= leaf->ecx & 1U << 2 ? CR4_UMIP : 0;
 	}
-	ret = ioctl(v->fd, KVM_SET_CPUID2, cpuid) ? -errno : 0;
-	free(cpuid);
-	return ret;
+	return ioctl(v->fd, KVM_SET_CPUID2, cpuid) ? -errno : 0;
 }
 
 static int set_up_msrs(struct vcpu *v)

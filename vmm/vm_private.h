@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <vmm/vm.h>
 
+struct kvm_cpuid2;
 struct window;    /* vmm/window.h    */
 struct shootdown; /* vmm/shootdown.h */
 struct devices;   /* vmm/devices.h   */
@@ -16,8 +17,9 @@ struct vm {
 	struct vm_config config;
 
 	int kvm_fd, vm_fd;
-	hva_t ram;  /* gpa 0 */
-	int ram_fd; /* memfd or hugetlb memfd, -1 for anon */
+	struct kvm_cpuid2 *cpuid; /* see kvm_cpuid() */
+	hva_t ram;                /* gpa 0 */
+	int ram_fd;               /* memfd or hugetlb memfd, -1 for anon */
 
 	struct umbra_chain *chain;
 	struct umbra_mmu *mmu;

@@ -95,7 +95,7 @@ int window_create(struct vm *vm, struct vm_error *err)
 	uint64_t bytes =
 		2 * leaves + 2 * WINDOW_SLACK; /* twice: unlinked tables wait to be freed */
 	uint64_t chunks = (vm->config.memory + RAM_CHUNK_BYTES - 1) >> RAM_CHUNK_SHIFT;
-	int bits = kvm_phys_bits(vm->kvm_fd);
+	int bits = kvm_phys_bits(vm);
 	struct window *w;
 	int ret;
 
