@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* What the host does to guest memory: discard, protect, split, collapse, swap, remap, fork, and the
- * check of it all. */
+/* What the host does to guest memory: discard, protect, remap, fork, and the check of it all; the rest is in
+ * actions_long.c. */
 #include <errno.h>
 #include <sched.h>
 #include <fcntl.h>
@@ -10,36 +10,11 @@
 #include <sys/sysinfo.h>
 #include <sys/wait.h>
 #include <unistd.h>
-#include <vmm/actions.h>
+#include <vmm/actions_private.h>
 #include <vmm/limits.h>
 #include <vmm/memory.h>
 #include <vmm/resolve.h>
 #include <vmm/vm_private.h>
-
-#ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE 25
-#endif
-#ifndef MADV_PAGEOUT
-#define MADV_PAGEOUT 21
-#endif
-
-#define CHUNK_PAGES 512 /* looked at in one piece */
-
-#define COLLAPSE_TRIES 50
-
-struct actions {
-	/*
-	 * One bit a page, by whom it was protected; a page is read-only exactly if either is set.
-	 * The lock is held over the mprotect too: a vCPU that waits for it is outside the guest, so
-	 * the shootdown inside does not wait for it.
-	 */
-	pthread_mutex_t lock;
-	uint64_t *protected_by[ACTION_BY_NR];
-	size_t bitmap_bytes;
-	bool host_swaps; /* as of the start */
-	pthread_mutex_t stats_lock;
-	struct action_stats stats;
-};
 
 int actions_create(struct vm *vm, struct vm_error *err)
 {
@@ -87,39 +62,13 @@ void action_stats(struct vm *vm, struct action_stats *stats)
 	pthread_mutex_unlock(&vm->actions->stats_lock);
 }
 
-static bool is_hugetlb(const struct vm *vm)
-{
-	return vm->config.pages == GUEST_PAGES_HUGETLB;
-}
-
 static bool misaligned(const struct vm *vm, struct hva_range r)
 {
 	return is_hugetlb(vm) && ((r.start.v | r.end.v) & (UMBRA_HUGE_SIZE - 1));
 }
 
-static uint64_t range_bytes(struct hva_range r)
-{
-	return r.end.v - r.start.v;
-}
-
 /* ---- loss --------------------------------------------------------------------------------------
  */
-
-/*
- * A huge page of a file that is touched in part is split by the kernel, which unmaps all of it, even where it was mapped
- * by 4K and nothing shows that it is huge. So whole 2M blocks are bracketed.
- */
-static struct hva_range file_blocks(struct hva_range r)
-{
-	r.start.v &= ~(UMBRA_HUGE_SIZE - 1);
-	r.end.v = (r.end.v + UMBRA_HUGE_SIZE - 1) & ~(UMBRA_HUGE_SIZE - 1);
-	return r;
-}
-
-static bool may_split_file(const struct vm *vm)
-{
-	return vm->ram_fd >= 0 && vm->config.pages == GUEST_PAGES_THP;
-}
 
 static int punch(struct vm *vm, struct hva_range r)
 {
@@ -156,22 +105,12 @@ int64_t action_free(struct vm *vm, struct hva_range r)
 /* ---- protection --------------------------------------------------------------------------------
  */
 
-static bool bit(const uint64_t *map, uint64_t page)
-{
-	return map[page / 64] >> (page % 64) & 1;
-}
-
 static void bit_set(uint64_t *map, uint64_t page, bool on)
 {
 	if (on)
 		map[page / 64] |= 1ULL << (page % 64);
 	else
 		map[page / 64] &= ~(1ULL << (page % 64));
-}
-
-static uint64_t page_of(const struct vm *vm, hva_t hva)
-{
-	return (hva.v - vm->ram.v) >> UMBRA_PAGE_SHIFT;
 }
 
 static struct hva_range pages_to_range(const struct vm *vm, uint64_t from, uint64_t to)
@@ -287,124 +226,6 @@ bool hostcall_lift_protection(struct vm *vm, gpa_t gpa)
 	a->stats.chaos_hits += chaos && !guest;
 	pthread_mutex_unlock(&a->stats_lock);
 	return true;
-}
-
-/* ---- how the host maps it ----------------------------------------------------------------------
- */
-
-/*
- * One page of each 2M block gets other rights for a moment, which makes the kernel map the block by
- * 4K; NOHUGEPAGE keeps it so. Calls that the library does not bracket as a split, hence the bracket
- * by hand.
- */
-int64_t action_split(struct vm *vm, struct hva_range r)
-{
-	struct actions *a = vm->actions;
-	int e;
-
-	if (is_hugetlb(vm))
-		return -ENOTSUP;
-	if (vm->config.pages == GUEST_PAGES_4K)
-		return 0;
-	e = umbra_own_start(vm->own, r, UMBRA_CAUSE_SPLIT, false);
-	if (e)
-		return e;
-	pthread_mutex_lock(&a->lock);
-	if (madvise((void *)(uintptr_t)r.start.v, range_bytes(r), MADV_NOHUGEPAGE) < 0)
-		e = -errno;
-	for (uint64_t at = r.start.v; at < r.end.v && !e;) {
-		void *page = (void *)(uintptr_t)at;
-		uint64_t n = page_of(vm, (hva_t){ at });
-		bool ro = bit(a->protected_by[ACTION_BY_GUEST], n) ||
-			  bit(a->protected_by[ACTION_BY_CHAOS], n);
-		int was = ro ? PROT_READ : PROT_READ | PROT_WRITE;
-		int other = ro ? PROT_READ | PROT_WRITE : PROT_READ;
-
-		if (mprotect(page, UMBRA_PAGE_SIZE, other) < 0 ||
-		    mprotect(page, UMBRA_PAGE_SIZE, was) < 0)
-			e = -errno;
-		at = (at & ~(UMBRA_HUGE_SIZE - 1)) + UMBRA_HUGE_SIZE;
-	}
-	pthread_mutex_unlock(&a->lock);
-	umbra_own_end(vm->own, r, UMBRA_CAUSE_SPLIT, false);
-	return e;
-}
-
-int64_t action_collapse(struct vm *vm, struct hva_range r)
-{
-	uint64_t first = (r.start.v + UMBRA_HUGE_SIZE - 1) & ~(UMBRA_HUGE_SIZE - 1);
-	int e;
-
-	if (vm->config.pages != GUEST_PAGES_THP)
-		return -ENOTSUP;
-	if (first >= r.end.v || r.end.v - first < UMBRA_HUGE_SIZE)
-		return -EINVAL; /* no whole 2M block in it */
-	r.start.v = first;
-	r.end.v &= ~(UMBRA_HUGE_SIZE - 1);
-	e = umbra_madvise(vm->own, r, MADV_HUGEPAGE);
-	if (e)
-		return e;
-	/* the kernel gives up when it meets a page that is just in use, and says: again */
-	for (int i = 0; i < COLLAPSE_TRIES; i++) {
-		e = umbra_madvise(vm->own, r, MADV_COLLAPSE);
-		if (e != -EAGAIN || vm_stopping(vm))
-			break;
-		sched_yield();
-	}
-	return e;
-}
-
-/* ---- swap --------------------------------------------------------------------------------------
- */
-
-/* Pages of @r that are mapped. */
-static int64_t present(struct vm *vm, struct hva_range r)
-{
-	struct umbra_page pages[CHUNK_PAGES];
-	int64_t n = 0;
-
-	for (uint64_t at = r.start.v; at < r.end.v; at += CHUNK_PAGES << UMBRA_PAGE_SHIFT) {
-		uint64_t left = (r.end.v - at) >> UMBRA_PAGE_SHIFT;
-		size_t count = left < CHUNK_PAGES ? (size_t)left : CHUNK_PAGES;
-		int e = umbra_hostmap_query_range(vm->hostmap, (hva_t){ at }, pages, count);
-
-		if (e)
-			return e;
-		for (size_t i = 0; i < count; i++)
-			n += (pages[i].flags & UMBRA_PAGE_PRESENT) != 0;
-	}
-	return n;
-}
-
-int64_t action_swapout(struct vm *vm, struct hva_range r)
-{
-	struct hva_range wide = file_blocks(r);
-	int64_t before, after;
-	int e;
-
-	if (is_hugetlb(vm))
-		return -ENOTSUP;
-	before = present(vm, r);
-	if (before < 0)
-		return before;
-	if (may_split_file(vm)) {
-		e = umbra_own_start(vm->own, wide, UMBRA_CAUSE_SWAP, true);
-		if (e)
-			return e;
-	}
-	e = umbra_madvise(vm->own, r, MADV_PAGEOUT);
-	if (may_split_file(vm))
-		umbra_own_end(vm->own, wide, UMBRA_CAUSE_SWAP, true);
-	if (e)
-		return e;
-	after = present(vm, r);
-	if (after < 0)
-		return after;
-	/* Without swap, pages of a file are unmapped and stay in the page cache. */
-	if (vm->ram_fd >= 0 && !vm->actions->host_swaps)
-		return 0;
-	/* Another vCPU may have touched new pages in between. */
-	return before > after ? before - after : 0;
 }
 
 /* ---- remap -------------------------------------------------------------------------------------

@@ -20,9 +20,12 @@ int64_t action_free(struct vm *vm, struct hva_range r);
 int64_t action_protect(struct vm *vm, struct hva_range r, enum action_by by);
 /* Puts back what @by still has protected in @r. Not counted. */
 int64_t action_unprotect(struct vm *vm, struct hva_range r, enum action_by by);
+
+/* These three can be long: -EINTR when the machine stops in between. */
 int64_t action_split(struct vm *vm, struct hva_range r);
+/* Blocks of 2M that hold something become one page each. Returns: -EINVAL where there is no such block. */
 int64_t action_collapse(struct vm *vm, struct hva_range r);
-/* Returns: pages that left memory. */
+/* Returns: pages that left memory. Without swap on the host: -ENOTSUP, or 0 for a file, whose pages are unmapped only. */
 int64_t action_swapout(struct vm *vm, struct hva_range r);
 int64_t action_remap(struct vm *vm, struct hva_range r);
 /* The child ends at once; what stays is that private pages had become copy-on-write. */

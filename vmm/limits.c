@@ -13,7 +13,7 @@
 /* Open at once at most, beside one for each vCPU and two for each forked child: measured, and some more. */
 #define DESCRIPTORS 24
 
-static bool limited(int resource, unsigned long long *value)
+static bool limited(__rlimit_resource_t resource, unsigned long long *value)
 {
 	struct rlimit limit;
 

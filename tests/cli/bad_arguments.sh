@@ -107,6 +107,15 @@ if [ -r /dev/kvm ] && [ -w /dev/kvm ] && [ -x "$GUESTS/hello" ]; then
 		failed=$((failed + 1))
 		echo "FAIL: ctrl_c_ends_cleanly: status $got, wanted 130"
 	fi
+	# In the middle of host calls over 64G, again and again.
+	for call in split collapse swapout; do
+		timeout --preserve-status -k 5 -s INT 1 $run -m 64G --pages thp --backing memfd "$GUESTS/vast" -- call=$call forever >"$scratch/out" 2>&1
+		got=$?
+		if [ $got -eq 130 ] && grep -q 'asking' "$scratch/out"; then passed=$((passed + 1)); else
+			failed=$((failed + 1))
+			echo "FAIL: ctrl_c_ends_a_long_$call: status $got, wanted 130"
+		fi
+	done
 	# Nobody reads: the pipe is full, the report cannot be written, and Ctrl-C still ends it.
 	mkfifo "$scratch/full"
 	exec 9<>"$scratch/full"
