@@ -25,23 +25,36 @@ TestSuite(own_regress, .init = init, .fini = fini, .timeout = 8);
 #define sound() cr_assert(host_sound(&h))
 
 /* A forked child that lives until the tables were looked at: its pages stay shared. */
-static void fork_is_sound(void)
+static pid_t child;
+static int pipes[2];
+
+static bool begin_child(void)
 {
-	int pipes[2];
-	pid_t pid;
 	char c;
 
-	cr_assert(!pipe(pipes));
-	pid = umbra_fork(h.own);
-	if (!pid) {
+	if (pipe(pipes))
+		return false;
+	child = umbra_fork(h.own);
+	if (!child) {
 		close(pipes[1]);
 		_exit(read(pipes[0], &c, 1) != 0);
 	}
-	cr_assert_gt(pid, 0);
-	sound();
+	return child > 0;
+}
+
+static void end_child(void)
+{
 	close(pipes[0]);
 	close(pipes[1]);
-	cr_assert_eq(waitpid(pid, NULL, 0), pid);
+	cr_assert_eq(waitpid(child, NULL, 0), child);
+	child = 0;
+}
+
+static void fork_is_sound(void)
+{
+	cr_assert(begin_child());
+	sound();
+	end_child();
 }
 
 static char *small(size_t bytes)
@@ -125,8 +138,7 @@ static struct umbra_notifier slow = { .ops = &slow_ops, .name = "slow" };
 static void *fork_now(void *arg)
 {
 	(void)arg;
-	fork_is_sound();
-	return NULL;
+	return begin_child() ? NULL : &h;
 }
 
 static void *punch_now(void *arg)
@@ -193,6 +205,8 @@ static void moved_during(void *(*call)(void *), void *arg, struct move *m, const
 	sound();
 	cr_assert(host_touch(&h, look, PAGE, RW));
 	sound();
+	if (child)
+		end_child();
 	umbra_own_destroy(h.own);
 	umbra_chain_unregister(front, &slow);
 	umbra_chain_destroy(front);
