@@ -65,6 +65,12 @@ static inline void world_flush_queue(void *ctx, const struct umbra_flush_entry *
 	shootdown_queue(&((struct world *)ctx)->vm, e);
 }
 
+static inline void world_flush_queue_run(void *ctx, const struct umbra_flush_entry *first,
+					 uint32_t n)
+{
+	shootdown_queue_run(&((struct world *)ctx)->vm, first, n);
+}
+
 static inline uint64_t world_flush_post(void *ctx)
 {
 	return shootdown_post(&((struct world *)ctx)->vm);
@@ -97,6 +103,7 @@ static inline int world_create(struct world *w, uint64_t pages, uint64_t window_
 		.table_free = world_table_free,
 		.resolve = world_resolve,
 		.flush_queue = world_flush_queue,
+		.flush_queue_run = world_flush_queue_run,
 		.flush_post = world_flush_post,
 		.flush_wait = world_flush_wait,
 		.flush_done = world_flush_done,

@@ -30,6 +30,11 @@ static void op_flush_queue(void *ctx, const struct umbra_flush_entry *e)
 	shootdown_queue(ctx, e);
 }
 
+static void op_flush_queue_run(void *ctx, const struct umbra_flush_entry *first, uint32_t n)
+{
+	shootdown_queue_run(ctx, first, n);
+}
+
 static uint64_t op_flush_post(void *ctx)
 {
 	return shootdown_post(ctx);
@@ -57,6 +62,7 @@ const struct umbra_mmu_ops vm_mmu_ops = {
 	.table_free = op_table_free,
 	.resolve = op_resolve,
 	.flush_queue = op_flush_queue,
+	.flush_queue_run = op_flush_queue_run,
 	.flush_post = op_flush_post,
 	.flush_wait = op_flush_wait,
 	.flush_done = op_flush_done,

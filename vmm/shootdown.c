@@ -2,7 +2,8 @@
 /*
  * TLB shootdown: every removed or downgraded entry is made effective by a vCPU in the monitor.
  *
- * Tickets. Every record (one changed entry, or one unlinked table page) has a number, 1 and up.
+ * Tickets. Every record (changed entries side by side in one table page, or one unlinked table page) has a number, 1 and
+ * up.
  *
  *	touched <= head <= tail
  *
@@ -80,10 +81,14 @@
 #define BY_PAGE    8 /* up to so many pages invlpg each, beyond a CR3 reload costs less */
 #define OUT        0ULL
 
+/* One table page, or up to RECORD_ENTRIES entries that stand side by side in one. */
 struct record {
-	uint64_t entry; /* index << 1 | table */
-	uint64_t addr;  /* | level */
+	uint64_t entry; /* index << 1 | table, of the first */
+	uint64_t addr;  /* of the first | (entries - 1) << 3 | level */
 };
+
+#define RECORD_ENTRIES 127U /* four full records are one full command */
+_Static_assert(4 * RECORD_ENTRIES <= MONITOR_LIST_MAX, "a record fits in a command");
 
 struct cpu {
 	_Alignas(64) _Atomic uint64_t state; /* OUT, or IN: covers + 1 */
@@ -143,9 +148,9 @@ void shootdown_destroy(struct vm *vm)
 	vm->shootdown = NULL;
 }
 
-void shootdown_set_recycle_at(struct vm *vm, uint64_t records)
+void shootdown_set_recycle_at(struct vm *vm, uint64_t entries)
 {
-	atomic_store(&vm->shootdown->recycle_at, records < RING ? records : RING);
+	atomic_store(&vm->shootdown->recycle_at, entries < RING ? entries : RING);
 }
 
 void shootdown_stats(const struct vm *vm, struct shootdown_stats *stats)
@@ -165,9 +170,8 @@ void shootdown_stats(const struct vm *vm, struct shootdown_stats *stats)
 
 /* ---- what the MMU says --------------------------------------------------------------------- */
 
-void shootdown_queue(struct vm *vm, const struct umbra_flush_entry *e)
+static void queue_record(struct shootdown *sd, const struct umbra_flush_entry *e, uint32_t n)
 {
-	struct shootdown *sd = vm->shootdown;
 	uint64_t ticket = ++sd->tail;
 
 	/* Pairs with touch_up_to(): a slot is free once nobody can be reading it any more. */
@@ -178,8 +182,27 @@ void shootdown_queue(struct vm *vm, const struct umbra_flush_entry *e)
 	}
 	sd->ring[ticket % RING] = (struct record){
 		.entry = e->index << 1 | e->table,
-		.addr = (e->addr & ~(UMBRA_PAGE_SIZE - 1)) | e->level,
+		.addr = (e->addr & ~(UMBRA_PAGE_SIZE - 1)) | (uint64_t)(n - 1) << 3 | e->level,
 	};
+}
+
+void shootdown_queue_run(struct vm *vm, const struct umbra_flush_entry *first, uint32_t n)
+{
+	struct umbra_flush_entry e = *first;
+
+	while (n) {
+		const uint32_t some = n < RECORD_ENTRIES ? n : RECORD_ENTRIES;
+
+		queue_record(vm->shootdown, &e, some);
+		e.index += some;
+		e.addr += (uint64_t)some << UMBRA_PAGE_SHIFT;
+		n -= some;
+	}
+}
+
+void shootdown_queue(struct vm *vm, const struct umbra_flush_entry *e)
+{
+	queue_record(vm->shootdown, e, 1);
 }
 
 uint64_t shootdown_post(struct vm *vm)
@@ -324,39 +347,73 @@ static void recycle(struct vm *vm)
 			strerror(-ret));
 }
 
+static unsigned int record_level(const struct record *r)
+{
+	return (unsigned int)(r->addr & 7);
+}
+
+static unsigned int record_entries(const struct record *r)
+{
+	return (unsigned int)(r->addr >> 3 & 0x1ff) + 1;
+}
+
+/*
+ * Entries of the @n records after @from; with more than @most of them, @n becomes the number of records that have no
+ * more than @most, and the answer is above @most. Locks: sd->lock held.
+ */
+static uint64_t count_locked(const struct shootdown *sd, uint64_t from, uint64_t *n, uint64_t most)
+{
+	uint64_t sum = 0;
+
+	for (uint64_t i = 1; i <= *n; i++) {
+		sum += record_entries(&sd->ring[(from + i) % RING]);
+		if (sum > most) {
+			*n = i - 1;
+			break;
+		}
+	}
+	return sum;
+}
+
 /* Sorts @n records after @from into @flush, tables first. Locks: sd->lock held. */
 static bool fill_locked(struct shootdown *sd, uint64_t from, uint64_t n,
 			struct monitor_flush *flush)
 {
-	bool small = n <= BY_PAGE;
+	bool small = true; /* and all are leaves of 4K */
 
 	flush->tables = flush->entries = flush->pages = 0;
 	for (int tables = 1; tables >= 0; tables--) {
 		for (uint64_t t = from + 1; t <= from + n; t++) {
 			const struct record *r = &sd->ring[t % RING];
-			unsigned int at = flush->tables + flush->entries;
 
 			if ((int)(r->entry & 1) != tables)
 				continue;
-			flush->list[at] = WINDOW_VIRT + (r->entry >> 1) * 8;
+			for (unsigned int i = 0; i < record_entries(r); i++)
+				flush->list[flush->tables + flush->entries + i] =
+					WINDOW_VIRT + ((r->entry >> 1) + i) * 8;
 			if (tables)
 				flush->tables++;
 			else
-				flush->entries++;
+				flush->entries += record_entries(r);
 			/* Above 4K the old entry may have been a table: any page below it. */
-			if (tables || (r->addr & (UMBRA_PAGE_SIZE - 1)) != UMBRA_LEVEL_4K)
+			if (tables || record_level(r) != UMBRA_LEVEL_4K)
 				small = false;
 		}
 	}
-	return small;
+	return small && flush->entries <= BY_PAGE;
 }
 
 static void fill_pages_locked(struct shootdown *sd, uint64_t from, uint64_t n,
 			      struct monitor_flush *flush)
 {
-	for (uint64_t t = from + 1; t <= from + n; t++)
-		flush->list[flush->entries + flush->pages++] =
-			sd->ring[t % RING].addr & ~(UMBRA_PAGE_SIZE - 1);
+	for (uint64_t t = from + 1; t <= from + n; t++) {
+		const struct record *r = &sd->ring[t % RING];
+		const uint64_t addr = r->addr & ~(UMBRA_PAGE_SIZE - 1);
+
+		for (unsigned int i = 0; i < record_entries(r); i++)
+			flush->list[flush->entries + flush->pages++] =
+				addr + ((uint64_t)i << UMBRA_PAGE_SHIFT);
+	}
 }
 
 uint64_t shootdown_collect(struct vm *vm, unsigned int index, struct monitor_flush *flush,
@@ -364,7 +421,7 @@ uint64_t shootdown_collect(struct vm *vm, unsigned int index, struct monitor_flu
 {
 	struct shootdown *sd = vm->shootdown;
 	struct cpu *cpu = &sd->cpus[index];
-	uint64_t head, touched, n;
+	uint64_t head, touched, n, some, most;
 	bool by_page;
 
 	for (;;) {
@@ -379,18 +436,19 @@ uint64_t shootdown_collect(struct vm *vm, unsigned int index, struct monitor_flu
 		touched = atomic_load_explicit(&sd->touched, memory_order_relaxed);
 		if (touched > head)
 			head = touched; /* posted and touched by another vCPU since */
-		n = head - touched;
+		some = n = head - touched;
+		most = atomic_load_explicit(&sd->recycle_at, memory_order_relaxed);
 		if (!n || (atomic_load_explicit(&sd->lost, memory_order_relaxed) <= touched &&
-			   n <= atomic_load_explicit(&sd->recycle_at, memory_order_relaxed)))
+			   count_locked(sd, touched, &some, most) <= most))
 			break;
 		pthread_mutex_unlock(&sd->lock);
 		if (vm_stopping(vm))
 			return head; /* it will not run any more */
 		recycle(vm);
 	}
-	flush->leave = n > MONITOR_LIST_MAX;
-	if (flush->leave)
-		n = MONITOR_LIST_MAX;
+	some = n;
+	flush->leave = count_locked(sd, touched, &some, MONITOR_LIST_MAX) > MONITOR_LIST_MAX;
+	n = some;
 	by_page = fill_locked(sd, touched, n, flush);
 	/* By page only if these records are all that this vCPU has not flushed. */
 	if (by_page && cpu->flushed == touched)

@@ -19,15 +19,16 @@ int shootdown_create(struct vm *vm, struct vm_error *err);
 void shootdown_destroy(struct vm *vm);
 
 /*
- * From how many untouched records on a vCPU drops all of KVM's shadows at once instead of touching
+ * From how many untouched entries on a vCPU drops all of KVM's shadows at once instead of touching
  * them. Default 8192: 38 ms of touching, against 74 us and the faults of KVM that follow. At most
  * 65536.
  */
-void shootdown_set_recycle_at(struct vm *vm, uint64_t records);
+void shootdown_set_recycle_at(struct vm *vm, uint64_t entries);
 void shootdown_stats(const struct vm *vm, struct shootdown_stats *stats);
 
 /* The MMU's flush ops; see umbra/mmu.h for what they promise. */
 void shootdown_queue(struct vm *vm, const struct umbra_flush_entry *e);
+void shootdown_queue_run(struct vm *vm, const struct umbra_flush_entry *first, uint32_t n);
 uint64_t shootdown_post(struct vm *vm);
 int shootdown_wait(struct vm *vm, uint64_t ticket, bool may_wait);
 bool shootdown_done(struct vm *vm, uint64_t ticket);

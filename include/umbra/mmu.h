@@ -89,7 +89,9 @@ struct umbra_flush_entry {
  *   invalidations. 0; -EAGAIN (retry later); -EFAULT (nothing mapped there); -EACCES (host
  *   mapping forbids the access); -EHWPOISON; -ENOMEM; anything else is passed through.
  * @flush_queue: remember that @e was changed in memory (absent, lower rights, other level, A/D
- * cleared). mmu lock held; must not fail. @flush_post: what was queued is complete; returns a
+ * cleared). mmu lock held; must not fail. @flush_queue_run: the same for @n consecutive entries of one
+ * table, of which @first is the first; each next one stands one place further and translates the
+ * next 4K. NULL: @flush_queue is called for each. @flush_post: what was queued is complete; returns a
  * ticket, growing with time. mmu lock held. @flush_wait: returns 0 once no vCPU can use an old
  * value of anything up to @ticket; with @may_wait false it starts what is needed and answers
  * -EAGAIN if it is not so yet. No lock held.
@@ -101,6 +103,7 @@ struct umbra_mmu_ops {
 	void (*table_free)(void *ctx, uint64_t index);
 	int (*resolve)(void *ctx, const struct umbra_resolve_req *req, struct umbra_resolved *res);
 	void (*flush_queue)(void *ctx, const struct umbra_flush_entry *e);
+	void (*flush_queue_run)(void *ctx, const struct umbra_flush_entry *first, uint32_t n);
 	uint64_t (*flush_post)(void *ctx);
 	int (*flush_wait)(void *ctx, uint64_t ticket, bool may_wait);
 	bool (*flush_done)(void *ctx, uint64_t ticket);

@@ -10,6 +10,22 @@ struct age {
 	bool young;
 };
 
+static int age_run(void *arg, struct spte_iter *it, unsigned int n)
+{
+	struct age *a = arg;
+	uint32_t aged;
+
+	if (a->op == AGE_TEST) {
+		for (unsigned int i = 0; i < n && !a->young; i++)
+			a->young = spte_accessed(spte_read(it->sptep + i));
+		return a->young; /* one is enough */
+	}
+	aged = spte_age_run(a->mmu, it, n);
+	a->young |= aged != 0;
+	a->mmu->stats.aged += aged;
+	return 0;
+}
+
 static int age_leaf(void *arg, struct spte_iter *it)
 {
 	struct age *a = arg;
@@ -30,10 +46,11 @@ static int age_leaf(void *arg, struct spte_iter *it)
 static void age_slot_part(void *arg, struct slot *s, struct gfn_range g)
 {
 	struct age *a = arg;
+	const struct leaf_visitor visitor = { .run = age_run, .leaf = age_leaf, .arg = a };
 
 	(void)s;
 	for (struct umbra_root *root = a->mmu->roots; root; root = root->next)
-		walk_leaves(root, g, age_leaf, a);
+		walk_runs(root, g, &visitor);
 }
 
 /*

@@ -4,6 +4,12 @@
 
 #include "private.h"
 
+static void check_live(const struct umbra_mmu *mmu, const struct spte_iter *it)
+{
+	if (mmu->tables[it->table].state != TABLE_LIVE)
+		mmu->os->bug("I13: an entry is changed in a table that is not live");
+}
+
 /* Is a change from @it->old to @now one that may ever happen? If not, an invariant of ours is
  * broken. */
 static void check_change(const struct umbra_mmu *mmu, const struct spte_iter *it, uint64_t now)
@@ -11,8 +17,7 @@ static void check_change(const struct umbra_mmu *mmu, const struct spte_iter *it
 	const uint64_t old = it->old;
 	const unsigned int level = it->level;
 
-	if (mmu->tables[it->table].state != TABLE_LIVE)
-		mmu->os->bug("I13: an entry is changed in a table that is not live");
+	check_live(mmu, it);
 	if (!spte_present(now)) {
 		if (now)
 			mmu->os->bug("I3: an absent entry is not zero");
@@ -82,6 +87,79 @@ bool spte_change(struct umbra_mmu *mmu, struct spte_iter *it, uint64_t now)
 		mmu->lowered |= spte_needs_flush(it->old & ~SPTE_ACCESSED, now);
 	}
 	return true;
+}
+
+/* Entries @from up to @to, counted from @it, have changed. */
+static void queue_run(struct umbra_mmu *mmu, const struct spte_iter *it, unsigned int from,
+		      unsigned int to)
+{
+	struct spte_iter first = *it;
+
+	first.slot = (uint16_t)(first.slot + from);
+	first.gfn += from * spte_span(it->level);
+	flush_queue_run(mmu, &first, to - from);
+}
+
+uint32_t spte_drop_run(struct umbra_mmu *mmu, const struct spte_iter *it, unsigned int n)
+{
+	struct table *t = &mmu->tables[it->table];
+	uint64_t *const entries = it->sptep;
+	unsigned int run = 0; /* entries from here up to the one looked at have been dropped */
+	uint32_t dropped = 0;
+
+	check_live(mmu, it);
+	for (unsigned int i = 0; i < n; i++) {
+		const uint64_t seen = spte_read(&entries[i]);
+		uint64_t old;
+
+		if (!spte_present(seen)) {
+			if (i > run)
+				queue_run(mmu, it, run, i);
+			run = i + 1;
+			continue;
+		}
+		old = __atomic_exchange_n(&entries[i], 0, __ATOMIC_ACQ_REL);
+		if (!spte_same_but_ad(old, seen))
+			mmu->os->bug("I4: a leaf changed under the lock");
+		if ((old & (SPTE_ACCESSED | SPTE_DIRTY)) && mmu->nlogs)
+			slot_log(mmu, it->gfn + i, UMBRA_LEVEL_4K, old);
+		dropped++;
+	}
+	if (n > run)
+		queue_run(mmu, it, run, n);
+	if (dropped)
+		mmu->lowered = true;
+	for (unsigned int i = 0; t->host_pfns && i < n; i++)
+		t->host_pfns[it->slot + i] = UMBRA_HOST_PFN_UNKNOWN;
+	t->count = (uint16_t)(t->count - dropped);
+	it->root->leaves_4k -= dropped;
+	return dropped;
+}
+
+uint32_t spte_age_run(struct umbra_mmu *mmu, const struct spte_iter *it, unsigned int n)
+{
+	uint64_t *const entries = it->sptep;
+	unsigned int run = 0;
+	uint32_t aged = 0;
+
+	check_live(mmu, it);
+	for (unsigned int i = 0; i < n; i++) {
+		const uint64_t seen = spte_read(&entries[i]);
+
+		if (!spte_accessed(seen)) { /* an absent entry is zero */
+			if (i > run)
+				queue_run(mmu, it, run, i);
+			run = i + 1;
+			continue;
+		}
+		__atomic_fetch_and(&entries[i], ~SPTE_ACCESSED, __ATOMIC_ACQ_REL);
+		if (mmu->nlogs)
+			slot_log(mmu, it->gfn + i, UMBRA_LEVEL_4K, seen & ~SPTE_DIRTY);
+		aged++;
+	}
+	if (n > run)
+		queue_run(mmu, it, run, n);
+	return aged;
 }
 
 int map_tables(struct umbra_root *root, uint64_t gfn, unsigned int level, struct spte_iter *it)
@@ -201,16 +279,20 @@ static void zap_table(struct umbra_root *root, uint32_t table, struct gfn_range 
 	it.gfn = start & ~(span - 1);
 	it.slot = (uint16_t)spte_slot(it.gfn, level);
 	it.sptep = table_entries(mmu, table) + it.slot;
+	if (level == UMBRA_LEVEL_4K) {
+		const uint32_t dropped = spte_drop_run(mmu, &it, (unsigned int)(end - it.gfn));
+
+		mmu->stats.zapped_4k += dropped;
+		zapped->leaves_4k += dropped;
+		it.gfn = end;
+	}
 	for (; it.gfn < end && t->count; it.gfn += span, it.slot++, it.sptep++) {
 		it.old = spte_read(it.sptep);
 		if (!spte_present(it.old))
 			continue;
 		if (spte_is_leaf(it.old, level)) {
 			drop_leaf(mmu, &it);
-			if (level == UMBRA_LEVEL_4K)
-				zapped->leaves_4k++;
-			else
-				zapped->leaves_2m++;
+			zapped->leaves_2m++;
 		} else if (level == UMBRA_LEVEL_2M && it.gfn >= r.start.v &&
 			   it.gfn + span <= r.end.v &&
 			   mmu->tables[spte_child(mmu, it.old)].count > 1) {

@@ -69,7 +69,7 @@ void slot_log(struct umbra_mmu *mmu, uint64_t gfn, unsigned int level, uint64_t 
 	struct slot *s;
 	uint64_t first;
 
-	if (!(entry & (SPTE_ACCESSED | SPTE_DIRTY)))
+	if (!(entry & (SPTE_ACCESSED | SPTE_DIRTY)) || !mmu->nlogs)
 		return;
 	s = slot_of_gfn(mmu, gfn);
 	if (!s || !s->log_accessed)
@@ -157,6 +157,9 @@ static void slots_changed(struct umbra_mmu *mmu)
 {
 	mmu->slots_gen++; /* faults that resolved against the old slots retry */
 	mmu->stats.slots = mmu->nslots;
+	mmu->nlogs = 0;
+	for (uint32_t i = 0; i < mmu->nslots; i++)
+		mmu->nlogs += mmu->slots[i].log_accessed != NULL;
 	rmap_rebuild(mmu);
 }
 

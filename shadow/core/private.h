@@ -98,6 +98,7 @@ struct umbra_mmu {
 	struct slot *slots;
 	struct slot_by_hva *by_hva;
 	uint32_t nslots, slots_cap;
+	uint32_t nlogs; /* slots that keep a log */
 	uint64_t slots_gen, slot_serial;
 	uint32_t collapsing; /* umbra_collapse calls that walk the list of roots */
 
@@ -161,6 +162,17 @@ uint64_t walk_next_table(struct umbra_root *root, uint64_t gfn, uint64_t limit);
 int walk_leaves(struct umbra_root *root, struct gfn_range r,
 		int (*fn)(void *arg, struct spte_iter *it), void *arg);
 
+/*
+ * The same, for who can do with many at once: @run is given @n entries of a table of 4K leaves from @it on, present or
+ * not, and @leaf each leaf of 2M.
+ */
+struct leaf_visitor {
+	int (*run)(void *arg, struct spte_iter *it, unsigned int n);
+	int (*leaf)(void *arg, struct spte_iter *it);
+	void *arg;
+};
+int walk_runs(struct umbra_root *root, struct gfn_range r, const struct leaf_visitor *visitor);
+
 /* ---- map.c: the only writer of entries ------------------------------------------------------- */
 
 /*
@@ -170,6 +182,13 @@ int walk_leaves(struct umbra_root *root, struct gfn_range r,
  * difference: false, @it->old is the new observation.
  */
 bool spte_change(struct umbra_mmu *mmu, struct spte_iter *it, uint64_t now);
+
+/*
+ * The same change for each leaf among the @n entries of a table of 4K leaves from @it on: dropped, or made old. What
+ * the CPU set meanwhile is not lost. Returns: how many. Statistics, and the table left empty, are the caller's.
+ */
+uint32_t spte_drop_run(struct umbra_mmu *mmu, const struct spte_iter *it, unsigned int n);
+uint32_t spte_age_run(struct umbra_mmu *mmu, const struct spte_iter *it, unsigned int n);
 
 /* Installs tables down to @level for @gfn. Returns: 0, -ENOSPC; -EEXIST: a leaf is in the way. */
 int map_tables(struct umbra_root *root, uint64_t gfn, unsigned int level, struct spte_iter *it);
@@ -201,6 +220,8 @@ void table_retire(struct umbra_mmu *mmu, uint32_t table, bool cleared);
 void table_queue_clear(struct umbra_mmu *mmu, uint32_t table);
 
 void flush_queue(struct umbra_mmu *mmu, const struct spte_iter *it);
+/* The same for @n entries from @it on. */
+void flush_queue_run(struct umbra_mmu *mmu, const struct spte_iter *it, unsigned int n);
 /*
  * Returns: what to wait for, so that no CPU uses anything dropped or lowered so far, by whomever. Who finds
  * nothing to drop has not dropped it, and its flush may still be under way.

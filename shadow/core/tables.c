@@ -112,6 +112,26 @@ void flush_queue(struct umbra_mmu *mmu, const struct spte_iter *it)
 	mmu->queued++;
 }
 
+void flush_queue_run(struct umbra_mmu *mmu, const struct spte_iter *it, unsigned int n)
+{
+	const struct umbra_mmu_ops *ops = mmu->config.ops;
+	struct umbra_flush_entry e = {
+		.index = (uint64_t)it->table * SPTE_ENTRIES + it->slot,
+		.addr = it->gfn << UMBRA_PAGE_SHIFT,
+		.level = it->level,
+	};
+
+	if (it->root->kind != UMBRA_ROOT_DIRECT)
+		return;
+	mmu->queued += n;
+	if (ops->flush_queue_run) {
+		ops->flush_queue_run(mmu->config.ctx, &e, n);
+		return;
+	}
+	for (; n; n--, e.index++, e.addr += spte_span(it->level) << UMBRA_PAGE_SHIFT)
+		ops->flush_queue(mmu->config.ctx, &e);
+}
+
 uint64_t flush_post(struct umbra_mmu *mmu)
 {
 	uint64_t ticket = TICKET_NONE;

@@ -84,6 +84,41 @@ int walk_leaves(struct umbra_root *root, struct gfn_range r,
 	return walk_table(&w, root->table, UMBRA_LEVEL_512G, 0);
 }
 
+static int walk_table_runs(const struct leaf_visitor *v, struct umbra_root *root, uint32_t table,
+			   unsigned int level, struct gfn_range r)
+{
+	const uint64_t span = spte_span(level);
+	struct spte_iter it;
+	int rc = 0;
+
+	if (level == UMBRA_LEVEL_4K) {
+		iter_at(&it, root, table, level, r.start.v);
+		return v->run(v->arg, &it, (unsigned int)(r.end.v - r.start.v));
+	}
+	for (uint64_t gfn = r.start.v, next; !rc && gfn < r.end.v; gfn = next) {
+		next = (gfn & ~(span - 1)) + span;
+		iter_at(&it, root, table, level, gfn);
+		if (!spte_present(it.old))
+			continue;
+		if (spte_is_leaf(it.old, level))
+			rc = v->leaf(v->arg, &it);
+		else
+			rc = walk_table_runs(
+				v, root, spte_child(root->mmu, it.old), level - 1,
+				(struct gfn_range){ { gfn }, { next < r.end.v ? next : r.end.v } });
+	}
+	return rc;
+}
+
+int walk_runs(struct umbra_root *root, struct gfn_range r, const struct leaf_visitor *visitor)
+{
+	if (r.end.v > GFN_LIMIT)
+		r.end.v = GFN_LIMIT;
+	if (gfn_range_empty(r))
+		return 0;
+	return walk_table_runs(visitor, root, root->table, UMBRA_LEVEL_512G, r);
+}
+
 uint64_t walk_next_table(struct umbra_root *root, uint64_t gfn, uint64_t limit)
 {
 	struct spte_iter it;

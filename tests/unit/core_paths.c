@@ -58,3 +58,100 @@ Test(paths, history_closes_all_with_the_last_end)
 	cr_assert_not(newest(f, 2).open);
 	fake_destroy(f);
 }
+
+/* What was queued for flushing when it was waited for. */
+static struct umbra_flush_entry asked[1024];
+static uint64_t nasked;
+
+static void note_queue(struct fake *f)
+{
+	nasked = f->queued < 1024 ? f->queued : 1024;
+	for (uint64_t i = 0; i < nasked; i++)
+		asked[i] = f->queue[i];
+}
+
+static bool was_asked(uint64_t page)
+{
+	unsigned int n = 0;
+
+	for (uint64_t i = 0; i < nasked; i++)
+		n += !asked[i].table && asked[i].level == UMBRA_LEVEL_4K &&
+		     asked[i].addr == page << UMBRA_PAGE_SHIFT &&
+		     asked[i].index % 512 == page % 512;
+	cr_assert_leq(n, 1);
+	return n;
+}
+
+static bool is_hole(uint64_t page)
+{
+	return page % 7 == 3 || page % 64 == 0 || (page > 300 && page < 320);
+}
+
+/* A range that does not cover its table: every leaf in it goes and is flushed, no other, whatever holes there are. */
+Test(paths, drop_in_part_of_a_table_is_exact)
+{
+	static const struct {
+		uint64_t first, n;
+	} parts[] = {
+		{ 512, 1 },   { 1023, 1 }, { 515, 400 }, { 513, 511 },
+		{ 512, 511 }, { 640, 64 }, { 643, 1 },   { 1020, 8 },
+	};
+
+	for (size_t k = 0; k < sizeof(parts) / sizeof(parts[0]); k++) {
+		const uint64_t first = parts[k].first, end = first + parts[k].n;
+		struct fake *f = fake_create(&(struct fake_config){ .flags = UMBRA_MMU_RECORD_PFN,
+								    .slot_flags = UMBRA_SLOT_LOG });
+		uint64_t accessed[64], dirty[64], dropped = 0;
+
+		for (uint64_t p = 510; p < 1026; p++)
+			if (!is_hole(p))
+				cr_assert_eq(fake_access(f, 0, p, p % 3 == 0, NULL), 0);
+		f->in_flush_wait = note_queue;
+		umbra_zap(f->mmu, (struct gfn_range){ { first }, { end } });
+		for (uint64_t p = 510; p < 1026; p++) {
+			const bool in = p >= first && p < end && !is_hole(p);
+
+			dropped += in;
+			cr_assert_eq(fake_leaf(f, p), in || is_hole(p) ? 0 : UMBRA_LEVEL_4K);
+			cr_assert_not(in && fake_cached(f, p));
+			cr_assert_eq(nasked && was_asked(p), in, "page %d of part %d", (int)p,
+				     (int)k);
+		}
+		cr_assert_eq(fake_stats(f).zapped_4k, dropped);
+		cr_assert_eq(fake_check(f), 0);
+		/* what the CPU had set in dropped leaves is in the log, with what it set in the others */
+		cr_assert_eq(umbra_log_collect(f->mmu, 1, accessed, dirty), 0);
+		for (uint64_t p = 510; p < 1026; p++) {
+			cr_assert_eq(accessed[p / 64] >> (p % 64) & 1, !is_hole(p));
+			cr_assert_eq(dirty[p / 64] >> (p % 64) & 1, !is_hole(p) && p % 3 == 0);
+		}
+		nasked = 0;
+		fake_destroy(f);
+	}
+}
+
+/* Only leaves that are young are made old, counted and flushed. */
+Test(paths, ageing_a_part_is_exact)
+{
+	struct fake *f = fake_create(NULL);
+	const struct hva_range part = fake_range(600, 300);
+
+	for (uint64_t p = 512; p < 1024; p++)
+		if (!is_hole(p))
+			cr_assert_eq(fake_access(f, 0, p, false, NULL), 0);
+	cr_assert(umbra_clear_flush_young(f->chain, fake_range(700, 50)));
+	cr_assert(umbra_test_young(f->chain, part));
+	f->in_flush_wait = note_queue;
+	cr_assert(umbra_clear_flush_young(f->chain, part));
+	for (uint64_t p = 512; p < 1024; p++) {
+		const bool in = p >= 600 && p < 900 && !(p >= 700 && p < 750) && !is_hole(p);
+
+		cr_assert_eq(was_asked(p), in, "page %d", (int)p);
+		cr_assert_eq(umbra_test_young(f->chain, fake_range(p, 1)),
+			     !is_hole(p) && (p < 600 || p >= 900));
+	}
+	cr_assert_not(umbra_test_young(f->chain, part));
+	cr_assert_not(umbra_clear_young(f->chain, part));
+	cr_assert_eq(fake_check(f), 0);
+	fake_destroy(f);
+}
