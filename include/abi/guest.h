@@ -66,13 +66,16 @@ enum guest_hostcall_nr {
 	GUEST_CALL_PROTECT =
 		3, /* mprotect read-only; the first write to a page lifts it and is counted  */
 	GUEST_CALL_PROTECT_HITS =
-		4, /* ret: writes caught by PROTECT since start, all ranges                */
+		4, /* ret: writes that met PROTECT since start, all ranges: one a page and PROTECT,
+	   the guest's or vmm's own (an answer written there, what rep ins reads)           */
 	GUEST_CALL_SPLIT =
 		5, /* host maps it by 4K from now on, contents kept                          */
 	GUEST_CALL_COLLAPSE =
-		6, /* MADV_COLLAPSE, contents kept; -EINVAL, -ENOTSUP where it cannot be     */
+		6, /* MADV_COLLAPSE, contents kept: each 2M that holds something becomes one page;
+	   -EINVAL: nothing there; -ENOTSUP: not with this memory                   */
 	GUEST_CALL_SWAPOUT =
-		7, /* MADV_PAGEOUT; ret: pages that left memory                              */
+		7, /* MADV_PAGEOUT; ret: pages that left memory; -ENOTSUP: this memory, or without
+	   swap private memory, cannot                                              */
 	GUEST_CALL_REMAP =
 		8, /* mremap away and back, contents kept                                    */
 	GUEST_CALL_FORK =
