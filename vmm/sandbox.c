@@ -52,6 +52,7 @@ static const struct {
 	{ SCMP_SYS(clock_gettime), ALL },
 	{ SCMP_SYS(clock_nanosleep), ALL },
 	{ SCMP_SYS(sched_yield), ALL },
+	{ SCMP_SYS(getcpu), ALL },
 	{ SCMP_SYS(getpid), ALL },
 	{ SCMP_SYS(gettid), ALL },
 	{ SCMP_SYS(exit), ALL },

@@ -67,9 +67,11 @@
  */
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <vmm/limits.h>
 #include <vmm/shootdown.h>
 #include <vmm/vcpu.h>
@@ -80,6 +82,7 @@
 #define RECYCLE_AT 8192ULL
 #define BY_PAGE    8 /* up to so many pages invlpg each, beyond a CR3 reload costs less */
 #define OUT        0ULL
+#define LOOK_NS    60000 /* a vCPU elsewhere is out sooner than a sleeper is woken: bench/shootdown */
 
 /* One table page, or up to RECORD_ENTRIES entries that stand side by side in one. */
 struct record {
@@ -93,6 +96,7 @@ _Static_assert(4 * RECORD_ENTRIES <= MONITOR_LIST_MAX, "a record fits in a comma
 struct cpu {
 	_Alignas(64) _Atomic uint64_t state; /* OUT, or IN: covers + 1 */
 	_Atomic int kicked;
+	_Atomic int at; /* the host CPU it became IN on: a hint */
 	/* the vCPU's thread only */
 	uint64_t flushed, commanded, acked;
 	bool command_leaves;
@@ -261,6 +265,45 @@ static void wait_for_laggards(struct vm *vm, uint64_t ticket)
 	atomic_fetch_sub(&sd->waiters, 1);
 }
 
+static uint64_t now_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000ULL + (uint64_t)t.tv_nsec;
+}
+
+/*
+ * Kicks the laggards and looks for a while whether they are out: nobody has to be woken then. Not while one of them
+ * is on this very CPU, where it gets on only when we sleep. Returns: is none left?
+ */
+static bool look_for_laggards(struct vm *vm, uint64_t ticket)
+{
+	struct shootdown *sd = vm->shootdown;
+	const int here = sched_getcpu();
+	const uint64_t end = now_ns() + LOOK_NS;
+
+	for (unsigned int turn = 0;; turn++) {
+		bool any = false, elsewhere = true;
+
+		for (unsigned int i = 0; i < sd->ncpus; i++) {
+			struct cpu *cpu = &sd->cpus[i];
+
+			if (!runs_without(cpu, ticket))
+				continue;
+			if (!atomic_load_explicit(&cpu->kicked, memory_order_relaxed))
+				kick(vm, i);
+			any = true;
+			elsewhere &= atomic_load_explicit(&cpu->at, memory_order_relaxed) != here;
+		}
+		if (!any)
+			return true;
+		if (!elsewhere || (turn % 64 == 63 && now_ns() >= end))
+			return false;
+		__builtin_ia32_pause();
+	}
+}
+
 int shootdown_wait(struct vm *vm, uint64_t ticket, bool may_wait)
 {
 	struct shootdown *sd = vm->shootdown;
@@ -273,6 +316,8 @@ int shootdown_wait(struct vm *vm, uint64_t ticket, bool may_wait)
 	if (!may_wait)
 		return kick_laggards(vm, ticket) ? -EAGAIN : 0;
 	atomic_fetch_add_explicit(&sd->waits, 1, memory_order_relaxed);
+	if (look_for_laggards(vm, ticket))
+		return 0;
 	pthread_mutex_lock(&sd->lock);
 	wait_for_laggards(vm, ticket);
 	pthread_mutex_unlock(&sd->lock);
@@ -480,6 +525,7 @@ bool shootdown_enter(struct vm *vm, unsigned int index, uint64_t ticket)
 
 	if (!atomic_load_explicit(&sd->ever_ran, memory_order_relaxed))
 		atomic_store(&sd->ever_ran, true);
+	atomic_store_explicit(&cpu->at, sched_getcpu(), memory_order_relaxed);
 	atomic_store(&cpu->kicked, 0);
 	atomic_store(&cpu->state, ticket + 1);
 	if (atomic_load(&sd->head) <= ticket && !atomic_load(&sd->hold))
