@@ -6,7 +6,8 @@ GUEST_DIR := guest-images
 GUEST_NAMES := $(sort $(patsubst $(GUEST_DIR)/%.c,%,$(wildcard $(GUEST_DIR)/*.c)))
 GUESTS := $(GUEST_NAMES:%=$(BUILD)/guests/%)
 
-# Red zone off: the monitor may push a frame on the guest's stack. No SSE: nothing here needs it.
+# Red zone off, as for any code that runs without an operating system: nothing of ours pushes on a guest's stack (the
+# monitor has one of its own), but a guest that handles interrupts on its stack would. No SSE: nothing here needs it.
 GUEST_CFLAGS := -std=gnu11 -O2 -g0 -Wall -Wextra -Wconversion -Wshadow -Wstrict-prototypes \
 	-Wmissing-prototypes -Werror -ffreestanding -fno-stack-protector -fno-pic -fno-pie \
 	-fno-asynchronous-unwind-tables -fcf-protection=none -mno-red-zone -mgeneral-regs-only \

@@ -81,43 +81,27 @@ void vcpu_print_state(FILE *out, struct vcpu *v)
 {
 	const struct vcpu_snapshot *s = &v->last;
 	const struct kvm_regs *r = &s->regs;
+	const struct {
+		const char *name;
+		uint64_t value;
+	} regs[] = {
+		{ "rip", s->frame.rip }, { "rsp", s->frame.rsp }, { "rflags", s->frame.rflags },
+		{ "rax", r->rax },       { "rbx", r->rbx },       { "rcx", r->rcx },
+		{ "rdx", r->rdx },       { "rsi", r->rsi },       { "rdi", r->rdi },
+		{ "rbp", r->rbp },       { "r8", r->r8 },         { "r9", r->r9 },
+		{ "r10", r->r10 },       { "r11", r->r11 },       { "r12", r->r12 },
+		{ "r13", r->r13 },       { "r14", r->r14 },       { "r15", r->r15 },
+		{ "cs", s->frame.cs },   { "ss", s->frame.ss },   { "cr2", s->cr2 },
+	};
 
 	if (!s->valid) {
 		fprintf(out, "vCPU %u has not run\n", v->index);
 		return;
 	}
 	fprintf(out, "vCPU %u at its last exit:\n", v->index);
-#define REG(name, value) fprintf(out, " %-6s %016llx", name, (unsigned long long)(value))
-	fputc(' ', out);
-	REG("rip", s->frame.rip);
-	REG("rsp", s->frame.rsp);
-	REG("rflags", s->frame.rflags);
-	fputs("\n ", out);
-	REG("rax", r->rax);
-	REG("rbx", r->rbx);
-	REG("rcx", r->rcx);
-	fputs("\n ", out);
-	REG("rdx", r->rdx);
-	REG("rsi", r->rsi);
-	REG("rdi", r->rdi);
-	fputs("\n ", out);
-	REG("rbp", r->rbp);
-	REG("r8", r->r8);
-	REG("r9", r->r9);
-	fputs("\n ", out);
-	REG("r10", r->r10);
-	REG("r11", r->r11);
-	REG("r12", r->r12);
-	fputs("\n ", out);
-	REG("r13", r->r13);
-	REG("r14", r->r14);
-	REG("r15", r->r15);
-	fputs("\n ", out);
-	REG("cs", s->frame.cs);
-	REG("ss", s->frame.ss);
-	REG("cr2", s->cr2);
-	fputc('\n', out);
-#undef REG
+	for (size_t i = 0; i < sizeof(regs) / sizeof(regs[0]); i++)
+		fprintf(out, "%s %-6s %016llx%s", i % 3 ? "" : " ", regs[i].name,
+			(unsigned long long)regs[i].value, i % 3 == 2 ? "\n" : "");
 	print_code(out, v->vm, s->frame.rip);
 	if (s->has_page)
 		print_history(out, v->vm, s->page);

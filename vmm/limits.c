@@ -23,7 +23,7 @@ static bool limited(__rlimit_resource_t resource, unsigned long long *value)
 	return true;
 }
 
-static unsigned long long number_in(const char *path)
+uint64_t limits_number(const char *path)
 {
 	unsigned long long n = 0;
 	FILE *f = fopen(path, "re");
@@ -56,7 +56,7 @@ static void no_memory(char *buf)
 	if (limited(RLIMIT_DATA, &n))
 		add(buf, "; the limit of private memory is %lluM; run: ulimit -d unlimited",
 		    n >> 20);
-	if (!*buf && number_in("/proc/sys/vm/overcommit_memory") == 2)
+	if (!*buf && limits_number("/proc/sys/vm/overcommit_memory") == 2)
 		add(buf, "; this host promises no more memory than it has; as root: sysctl "
 			 "vm.overcommit_memory=0");
 }
@@ -73,7 +73,7 @@ const char *limits_advice(int error, char *buf)
 			    n + DESCRIPTORS + VM_VCPUS_MAX + 2 * HOSTCALL_CHILDREN_MAX);
 		break;
 	case ENFILE:
-		n = number_in("/proc/sys/fs/file-max");
+		n = limits_number("/proc/sys/fs/file-max");
 		add(buf,
 		    "; all programs of this host may have %llu files open together; as root: sysctl "
 		    "fs.file-max=%llu",
@@ -89,7 +89,7 @@ const char *limits_advice(int error, char *buf)
 			add(buf,
 			    "; this host may have %llu threads (sysctl kernel.threads-max), and "
 			    "this program's cgroup as many as its pids.max says",
-			    number_in("/proc/sys/kernel/threads-max"));
+			    (unsigned long long)limits_number("/proc/sys/kernel/threads-max"));
 		break;
 	case ENOMEM: no_memory(buf); break;
 	case EFBIG:

@@ -13,6 +13,9 @@
 #define LIMITS_ADVICE_MAX 320
 const char *limits_advice(int error, char *buf);
 
+/* The number that a file of /proc or /sys holds; 0 without one. Context: not from inside the sandbox. */
+uint64_t limits_number(const char *path);
+
 /* Does @error say that the host has no more of something to give? Then it is not our own fault. */
 bool limits_error(int error);
 

@@ -42,27 +42,14 @@ struct memory {
 /* ---- mapping -----------------------------------------------------------------------------------
  */
 
-static uint64_t read_number(const char *path)
-{
-	unsigned long long n = 0;
-	FILE *f = fopen(path, "re");
-
-	if (!f)
-		return 0;
-	if (fscanf(f, "%llu", &n) != 1)
-		n = 0;
-	fclose(f);
-	return n;
-}
-
 #define HUGEPAGES "/sys/kernel/mm/hugepages/hugepages-2048kB/"
 
 static int no_hugepages(const struct vm *vm, int error, struct vm_error *err)
 {
 	uint64_t need = vm->config.memory >> UMBRA_HUGE_SHIFT;
-	uint64_t total = read_number(HUGEPAGES "nr_hugepages");
-	uint64_t free_now = read_number(HUGEPAGES "free_hugepages");
-	uint64_t reserved = read_number(HUGEPAGES "resv_hugepages");
+	uint64_t total = limits_number(HUGEPAGES "nr_hugepages");
+	uint64_t free_now = limits_number(HUGEPAGES "free_hugepages");
+	uint64_t reserved = limits_number(HUGEPAGES "resv_hugepages");
 
 	if (error != ENOMEM && error != ENOSPC)
 		return vm_fail_host(err, error, "--pages hugetlb: 2M hugepages");

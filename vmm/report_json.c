@@ -68,41 +68,42 @@ static json_t *hostcalls_json(const struct report *r)
 	return all;
 }
 
-static json_t *mmu_json(const struct umbra_stats *m)
+/* For the functions below: the counter @name of @from becomes a member of @all. */
+#define FIELD(name) json_object_set_new(all, #name, integer(from->name));
+
+static json_t *mmu_json(const struct umbra_stats *from)
 {
 	json_t *all = json_object();
 
-#define FIELD(name) json_object_set_new(all, #name, integer(m->name));
 	UMBRA_STATS(FIELD)
 	FIELD(leaves_4k)
 	FIELD(leaves_2m)
 	FIELD(tables)
 	FIELD(tables_unlinked)
-#undef FIELD
 	return all;
 }
 
-static json_t *vcpu_json(const struct report *r)
+static json_t *vcpu_json(const struct vcpu_stats *from)
 {
 	json_t *all = json_object();
 
-#define FIELD(name) json_object_set_new(all, #name, integer(r->vcpu.name));
 	VCPU_STATS(FIELD)
-#undef FIELD
-#define FIELD(name) json_object_set_new(all, #name, integer(r->shootdown.name));
+	return all;
+}
+
+static json_t *with_shootdown(json_t *all, const struct shootdown_stats *from)
+{
 	FIELD(posts)
 	FIELD(kicks)
 	FIELD(waits)
 	FIELD(recycles)
-#undef FIELD
 	return all;
 }
 
-static json_t *uffd_json(const struct umbra_uffd_stats *u)
+static json_t *uffd_json(const struct umbra_uffd_stats *from)
 {
 	json_t *all = json_object();
 
-#define FIELD(name) json_object_set_new(all, #name, integer(u->name));
 	FIELD(faults_missing)
 	FIELD(faults_minor)
 	FIELD(faults_wp)
@@ -114,15 +115,13 @@ static json_t *uffd_json(const struct umbra_uffd_stats *u)
 	FIELD(settled)
 	FIELD(unsettled)
 	FIELD(eagain)
-#undef FIELD
 	return all;
 }
 
-static json_t *check_json(const struct action_stats *a)
+static json_t *check_json(const struct action_stats *from)
 {
 	json_t *all = json_object();
 
-#define FIELD(name) json_object_set_new(all, #name, integer(a->name));
 	FIELD(checks)
 	FIELD(violations)
 	FIELD(audited_leaves)
@@ -132,9 +131,10 @@ static json_t *check_json(const struct action_stats *a)
 	FIELD(moved_by_kernel)
 	FIELD(protect_hits)
 	FIELD(chaos_hits)
-#undef FIELD
 	return all;
 }
+
+#undef FIELD
 
 int report_print_json(struct vm *vm, FILE *out)
 {
@@ -157,7 +157,7 @@ int report_print_json(struct vm *vm, FILE *out)
 	json_object_set_new(all, "host", host_json(r));
 	json_object_set_new(all, "hostcalls", hostcalls_json(r));
 	json_object_set_new(all, "mmu", mmu_json(&r->mmu));
-	json_object_set_new(all, "vcpu", vcpu_json(r));
+	json_object_set_new(all, "vcpu", with_shootdown(vcpu_json(&r->vcpu), &r->shootdown));
 	json_object_set_new(all, "check", check_json(&r->action));
 	if (vm->chaos)
 		json_object_set_new(all, "chaos", chaos_json(vm, r));
