@@ -137,7 +137,7 @@ int umbra_hostmap_open(struct umbra_hostmap **out, pid_t pid)
 
 	if (!map)
 		return -ENOMEM;
-	map->maps = map->khugepaged = map->vmstat = -1;
+	map->maps = map->khugepaged = map->vmstat = map->kpageflags = map->kpagecount = -1;
 	map->pagemap = open_proc(pid, "pagemap");
 	err = map->pagemap < 0 ? map->pagemap : 0;
 	if (err)
@@ -154,7 +154,10 @@ int umbra_hostmap_open(struct umbra_hostmap **out, pid_t pid)
 		if (pid)
 			close(self);
 	}
-	map->kpageflags = map->pfns ? open("/proc/kpageflags", O_RDONLY | O_CLOEXEC) : -1;
+	if (map->pfns) {
+		map->kpageflags = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
+		map->kpagecount = open("/proc/kpagecount", O_RDONLY | O_CLOEXEC);
+	}
 	map->procmap = probe_procmap(map->maps);
 	map->khugepaged =
 		open_counter("/sys/kernel/mm/transparent_hugepage/khugepaged/pages_collapsed");
@@ -180,11 +183,38 @@ void umbra_hostmap_close(struct umbra_hostmap *map)
 		close(map->maps);
 	if (map->kpageflags >= 0)
 		close(map->kpageflags);
+	if (map->kpagecount >= 0)
+		close(map->kpagecount);
 	if (map->khugepaged >= 0)
 		close(map->khugepaged);
 	if (map->vmstat >= 0)
 		close(map->vmstat);
 	free(map);
+}
+
+int hostmap_next(const struct umbra_hostmap *map, uint64_t at, uint64_t end, bool huge,
+		 struct hva_range *found)
+{
+	struct umbra_pm_region region;
+	struct umbra_pm_scan arg = {
+		.size = sizeof(arg),
+		.start = at,
+		.end = end,
+		.vec = (uintptr_t)&region,
+		.vec_len = 1,
+		.category_mask = UMBRA_PM_IS_PRESENT | (huge ? UMBRA_PM_IS_HUGE : 0),
+		.return_mask = UMBRA_PM_IS_PRESENT,
+	};
+	int n;
+
+	if (!map->scan)
+		return -EOPNOTSUPP;
+	if (at >= end)
+		return 0;
+	n = ioctl(map->pagemap, UMBRA_PAGEMAP_SCAN, &arg);
+	if (n > 0)
+		*found = (struct hva_range){ { region.start }, { region.end } };
+	return n < 0 ? -errno : n;
 }
 
 bool umbra_hostmap_has_scan(const struct umbra_hostmap *map)
@@ -256,9 +286,8 @@ int hostmap_peek(struct umbra_hostmap *map, hva_t hva, uint32_t *flags)
 	return 0;
 }
 
-/* Reads at most CHUNK entries; what lies beyond the address space is a hole. */
-static int read_entries(const struct umbra_hostmap *map, uint64_t first_page, uint64_t *entries,
-			size_t n)
+int hostmap_entries(const struct umbra_hostmap *map, uint64_t first_page, uint64_t *entries,
+		    size_t n)
 {
 	const off_t at = (off_t)(first_page * sizeof(*entries));
 	const ssize_t got = pread(map->pagemap, entries, n * sizeof(*entries), at);
@@ -303,7 +332,7 @@ int umbra_hostmap_query_range(struct umbra_hostmap *map, hva_t hva, struct umbra
 
 	while (n) {
 		const size_t now = n < CHUNK ? n : CHUNK;
-		int err = read_entries(map, start >> UMBRA_PAGE_SHIFT, entries, now);
+		int err = hostmap_entries(map, start >> UMBRA_PAGE_SHIFT, entries, now);
 
 		if (err)
 			return err;
@@ -322,7 +351,7 @@ int umbra_hostmap_query_range(struct umbra_hostmap *map, hva_t hva, struct umbra
 int hostmap_entry(struct umbra_hostmap *map, hva_t hva, struct umbra_page *page)
 {
 	uint64_t entry;
-	int err = read_entries(map, hva.v >> UMBRA_PAGE_SHIFT, &entry, 1);
+	int err = hostmap_entries(map, hva.v >> UMBRA_PAGE_SHIFT, &entry, 1);
 
 	if (!err)
 		entry_to_page(map, entry, page);
@@ -336,76 +365,6 @@ int umbra_hostmap_query(struct umbra_hostmap *map, hva_t hva, struct umbra_page 
 	if (err)
 		return err;
 	return map->scan ? add_scan(map, hva.v & ~(UMBRA_PAGE_SIZE - 1), page, 1) : 0;
-}
-
-/* Widens @reach to where the folio of frame @pfn, mapped at @at, would lie. True: it is a large one. */
-static bool reach_of_folio(const struct umbra_hostmap *map, uint64_t at, uint64_t pfn,
-			   struct hva_range *reach)
-{
-	const uint64_t head = 1ULL << 15, tail = 1ULL << 16; /* KPF_COMPOUND_HEAD, _TAIL */
-	const uint64_t before = pfn < CHUNK ? pfn : CHUNK - 1;
-	const uint64_t far = UMBRA_HUGE_SIZE - UMBRA_PAGE_SIZE;
-	uint64_t flags[2 * CHUNK], first = before, last = before, start = at - far, end = at + far;
-	const ssize_t got = pread(map->kpageflags, flags, sizeof(flags),
-				  (off_t)((pfn - before) * sizeof(*flags)));
-
-	if (got > (ssize_t)(before * sizeof(*flags))) {
-		if (!(flags[before] & (head | tail)))
-			return false;
-		while (first && (flags[first] & tail))
-			first--;
-		while (++last < (size_t)got / sizeof(*flags) && (flags[last] & tail))
-			;
-		start = at - (before - first) * UMBRA_PAGE_SIZE;
-		end = at + (last - before) * UMBRA_PAGE_SIZE;
-	}
-	if (start < reach->start.v)
-		reach->start.v = start;
-	if (end > reach->end.v)
-		reach->end.v = end;
-	return true;
-}
-
-uint32_t hostmap_folios(struct umbra_hostmap *map, struct hva_range r, struct hva_range *reach)
-{
-	const uint64_t far = UMBRA_HUGE_SIZE - UMBRA_PAGE_SIZE;
-	struct umbra_page pages[64];
-	uint64_t known = 0;
-	uint32_t found = 0;
-
-	*reach = r;
-	for (uint64_t at = r.start.v; at < r.end.v;) {
-		const uint64_t left = (r.end.v - at) >> UMBRA_PAGE_SHIFT;
-		const size_t n = left < 64 ? left : 64;
-
-		if (!n || map->kpageflags < 0 ||
-		    umbra_hostmap_query_range(map, (hva_t){ at }, pages, n))
-			goto unknown;
-		for (size_t i = 0; i < n; i++, at += UMBRA_PAGE_SIZE) {
-			const uint64_t block = at & ~(UMBRA_HUGE_SIZE - 1);
-
-			if (!(pages[i].flags & UMBRA_PAGE_PRESENT))
-				found |= FOLIO_NONE;
-			if (at < known || !(pages[i].flags & UMBRA_PAGE_PRESENT) ||
-			    (pages[i].flags & UMBRA_PAGE_ZERO))
-				continue;
-			if (pages[i].flags & UMBRA_PAGE_HUGE) {
-				found |= FOLIO_HUGE;
-				known = block + UMBRA_HUGE_SIZE;
-				if (block < reach->start.v)
-					reach->start.v = block;
-				if (known > reach->end.v)
-					reach->end.v = known;
-			} else if (reach_of_folio(map, at, pages[i].host_pfn, reach)) {
-				found |= FOLIO_LARGE;
-			}
-		}
-	}
-	return found;
-unknown:
-	reach->start.v = r.start.v > far ? r.start.v - far : 0;
-	reach->end.v = r.end.v < ~far ? r.end.v + far : r.end.v;
-	return FOLIO_HUGE | FOLIO_LARGE | FOLIO_NONE;
 }
 
 /* "start-end perms offset dev inode ..." */

@@ -10,8 +10,8 @@
 
 struct umbra_hostmap {
 	int pagemap, maps;
-	int kpageflags;         /* -1 without the right to it */
-	int khugepaged, vmstat; /* counters of pages that the kernel moves by itself, or -1 */
+	int kpageflags, kpagecount; /* -1 without the right to it */
+	int khugepaged, vmstat;     /* counters of pages that the kernel moves by itself, or -1 */
 	uint64_t collapsed, migrated, reclaimed; /* what they said when the map was opened */
 	bool scan, pfns, procmap;
 	pthread_mutex_t maps_lock; /* reading /proc/PID/maps as text moves its offset */
@@ -40,6 +40,14 @@ int hostmap_entry(struct umbra_hostmap *map, hva_t hva, struct umbra_page *page)
  */
 int hostmap_peek(struct umbra_hostmap *map, hva_t hva, uint32_t *flags);
 
+/* Reads the words of at most 512 pages of pagemap; what lies beyond the address space is a hole. */
+int hostmap_entries(const struct umbra_hostmap *map, uint64_t first_page, uint64_t *entries,
+		    size_t n);
+
+/* The next run of pages that are there and, if @huge, mapped by a PMD, in [@at, @end). Returns: 1, 0, -errno. */
+int hostmap_next(const struct umbra_hostmap *map, uint64_t at, uint64_t end, bool huge,
+		 struct hva_range *found);
+
 /* Has khugepaged collapsed, has anything migrated, was anything reclaimed (not by MADV_PAGEOUT), since @map was opened? */
 bool hostmap_has_collapsed(const struct umbra_hostmap *map);
 bool hostmap_has_reclaimed(const struct umbra_hostmap *map);
@@ -54,7 +62,15 @@ bool hostmap_has_migrated(const struct umbra_hostmap *map);
 #define FOLIO_HUGE  1U /* mapped by a PMD */
 #define FOLIO_LARGE 2U /* of more than one page, mapped by PTEs */
 #define FOLIO_NONE  4U /* a page is not present */
+#define FOLIO_TORN  8U /* large, and a part of it is mapped elsewhere: mremap took it there */
 uint32_t hostmap_folios(struct umbra_hostmap *map, struct hva_range r, struct hva_range *reach);
+
+/*
+ * hostmap_torn - every place where the parts of torn folios in @r are mapped, one call of @fn for each
+ * run of pages; the whole of the address space is looked through. Returns: 0, what @fn returned, -errno.
+ */
+int hostmap_torn(struct umbra_hostmap *map, struct hva_range r,
+		 int (*fn)(void *arg, struct hva_range place), void *arg);
 
 /* Would a private write to a page with these flags give it another frame? */
 static inline bool page_write_moves_private(uint32_t flags)

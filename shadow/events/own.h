@@ -37,6 +37,7 @@ struct umbra_own {
 	_Atomic(struct umbra_uffd *) uffd; /* reads the events of our own calls, or NULL */
 	_Atomic uint64_t watched;          /* grows with every registration at @uffd */
 	struct own_call calls[OWN_CALLS];
+	_Atomic bool torn; /* mremap may have moved a part of a folio away from the rest */
 
 	/*
 	 * Calls between the making of their plan and the return from the system call, in two phases; see
@@ -80,8 +81,10 @@ int plan_madvise(const struct umbra_own *own, struct hva_range r, int advice, st
 /* Cause and relocates alone, for advice that changes exactly its range; false for other advice. */
 bool plan_is_exact(int advice, enum umbra_cause *cause, bool *relocates);
 
-/* @r widened to all folios that it cuts, as far as they may reach. */
+/* @r widened to all folios that it cuts, as far as they may reach: everything if they are torn. */
 struct hva_range own_widen_folios(const struct umbra_own *own, struct hva_range r);
+/* The bytes of @from were moved to @to: of a folio perhaps, not all of it. */
+void own_moved(struct umbra_own *own, struct hva_range from, hva_t to);
 
 /* What advice to @r changes in other regions of the files mapped there. Returns: 0, -ENOMEM. */
 int region_plan_advice(const struct umbra_own *own, struct hva_range r, int advice,

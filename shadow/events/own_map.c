@@ -185,6 +185,8 @@ int umbra_mremap(struct umbra_own *own, struct hva_range from, uint64_t new_len,
 		const struct hva_range place = { now, { now.v + new_len } };
 
 		moved(own, from, place, flags);
+		if (now.v != from.start.v)
+			own_moved(own, from, now);
 		if (now.v != from.start.v && !(flags & MREMAP_FIXED))
 			hold_new_place(own, place);
 		*result = now;

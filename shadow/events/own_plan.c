@@ -116,16 +116,17 @@ static int plan_edges(const struct umbra_own *own, struct hva_range r, struct pl
 static int plan_collapse(const struct umbra_own *own, struct hva_range r, struct plan *plan)
 {
 	const uint64_t mask = UMBRA_HUGE_SIZE - 1;
-	uint64_t block = r.start.v > ~mask ? r.end.v : (r.start.v + mask) & ~mask;
-	uint32_t flags;
+	uint64_t at = r.start.v > ~mask ? r.end.v : (r.start.v + mask) & ~mask;
+	const uint64_t end = r.end.v & ~mask;
+	struct hva_range huge;
 	int err = 0;
 
-	for (; !err && block < r.end.v && r.end.v - block >= UMBRA_HUGE_SIZE;
-	     block += UMBRA_HUGE_SIZE) {
-		if (own->map && umbra_hostmap_has_scan(own->map) &&
-		    !hostmap_peek(own->map, (hva_t){ block }, &flags) && (flags & UMBRA_PAGE_HUGE))
-			continue;
-		err = plan_add(plan, (struct hva_range){ { block }, { block + UMBRA_HUGE_SIZE } });
+	while (!err && at < end) {
+		if (!own->map || hostmap_next(own->map, at, end, true, &huge) <= 0)
+			huge.start.v = huge.end.v = end;
+		if (huge.start.v > at)
+			err = plan_add(plan, (struct hva_range){ { at }, { huge.start.v } });
+		at = huge.end.v;
 	}
 	return err;
 }
@@ -171,19 +172,57 @@ static int plan_populate_write(const struct umbra_own *own, struct hva_range r, 
 	return err;
 }
 
+static const struct hva_range everything = { { 0 }, { ~0ULL & ~(UMBRA_PAGE_SIZE - 1) } };
+
+void own_moved(struct umbra_own *own, struct hva_range from, hva_t to)
+{
+	if ((from.start.v | from.end.v | to.v) & (UMBRA_HUGE_SIZE - 1))
+		atomic_store(&own->torn, true);
+}
+
+/* Where folios cannot be seen: may one in @r be torn? */
+static bool may_be_torn(const struct umbra_own *own, struct hva_range r)
+{
+	struct host_vma vma;
+
+	if (!atomic_load(&own->torn) || (own->map && own->map->kpageflags >= 0))
+		return false;
+	return !own->map || hostmap_vma(own->map, r.start, &vma) || r.end.v > vma.hva.end.v ||
+	       !vma.file;
+}
+
 struct hva_range own_widen_folios(const struct umbra_own *own, struct hva_range r)
 {
 	const uint64_t far = UMBRA_HUGE_SIZE - UMBRA_PAGE_SIZE;
 	const struct hva_range w = hva_range_widen(r);
 	struct hva_range reach = w;
 
-	if (own->map) {
-		hostmap_folios(own->map, w, &reach);
-		return reach;
-	}
+	if (may_be_torn(own, w))
+		return everything;
+	if (own->map)
+		return hostmap_folios(own->map, w, &reach) & FOLIO_TORN ? everything : reach;
 	reach.start.v = w.start.v > far ? w.start.v - far : 0;
 	reach.end.v = w.end.v < ~far ? w.end.v + far : w.end.v;
 	return reach;
+}
+
+static int add_place(void *plan, struct hva_range place)
+{
+	return plan_add(plan, place);
+}
+
+/*
+ * Parts of folios in @r that mremap has taken elsewhere: a split unmaps those too, for a moment, and moves
+ * their zero pages. Measured on 6.18 for MADV_COLD, FREE and PAGEOUT. Found by their frames, or if
+ * that cannot be done, or not in reasonable time, everything is bracketed.
+ */
+static int plan_torn(const struct umbra_own *own, struct hva_range r, struct plan *plan)
+{
+	const int err = own->map && own->map->kpageflags >= 0
+				? hostmap_torn(own->map, r, add_place, plan)
+				: -EOPNOTSUPP;
+
+	return err && err != -ENOMEM ? plan_add(plan, everything) : err;
 }
 
 /*
@@ -222,6 +261,10 @@ static int plan_folios(const struct umbra_own *own, struct hva_range r, bool ins
 			reach.start.v = reach.start.v < block ? reach.start.v : block;
 			reach.end.v = reach.end.v > end ? reach.end.v : end;
 		}
+		if ((found & FOLIO_TORN) || may_be_torn(own, part))
+			err = plan_torn(own, part, plan);
+		if (err)
+			break;
 		if ((found & FOLIO_LARGE) || reach.start.v < part.start.v ||
 		    reach.end.v > part.end.v)
 			err = plan_add(plan, reach);
@@ -237,21 +280,23 @@ static int plan_folios(const struct umbra_own *own, struct hva_range r, bool ins
 static int plan_inexact(const struct umbra_own *own, struct hva_range r, int advice,
 			struct plan *plan)
 {
+	struct hva_range wide = r;
 	int err;
 
-	/* More than is worth a look at each block: announced as it is. */
-	if (r.end.v - r.start.v > PLAN_LOOKS) {
-		err = plan_add(plan, r);
-		plan->calls = plan->nr;
-		plan->relocates = true;
-		return err ? err : region_plan_advice(own, r, advice, plan);
-	}
-	if (advice == MADV_COLLAPSE)
+	if (advice == MADV_COLLAPSE) {
 		err = plan_collapse(own, r, plan);
-	else
+		plan->calls = plan->nr;
+	} else if (r.end.v - r.start.v > PLAN_LOOKS) {
+		/* More than is worth a look at each block: announced as it is, with what its ends may cut. */
+		const uint64_t far = UMBRA_HUGE_SIZE - UMBRA_PAGE_SIZE;
+
+		wide.start.v = r.start.v > far ? r.start.v - far : 0;
+		wide.end.v = r.end.v < ~far ? r.end.v + far : r.end.v;
+		err = plan_add(plan, atomic_load(&own->torn) ? everything : wide);
+	} else {
 		err = plan_folios(own, r, advice != MADV_COLD, plan);
-	plan->calls = plan->nr;
-	if (!err && (plan->nr || advice != MADV_COLLAPSE))
+	}
+	if (!err && (plan->nr || !hva_range_empty(plan->hold)))
 		err = region_plan_advice(own, r, advice, plan);
 	/* A folio that is split gives its zero pages away. */
 	if (plan->nr)

@@ -310,6 +310,8 @@ static void on_remap(struct umbra_uffd *u, uint64_t from, uint64_t to, uint64_t 
 
 	atomic_fetch_add(&u->remaps, 1);
 	uffd_ranges_move(u, old, (hva_t){ to });
+	if (u->own)
+		own_moved(u->own, old, (hva_t){ to });
 	point(u, old, UMBRA_CAUSE_REMAP, true);
 	point(u, (struct hva_range){ { to }, { to + len } }, UMBRA_CAUSE_REMAP, true);
 }

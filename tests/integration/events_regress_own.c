@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /* Own calls that once left an old translation behind: each test is one of those. */
 #include <criterion/criterion.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include "tests/integration/events_host.h"
 
@@ -339,6 +340,84 @@ Test(own_regress, advice_to_a_folio_off_its_alignment_reaches_all_of_it)
 		sound();
 		cr_assert_eq(host_leaf(&h, to + HUGE + PAGE), 0);
 	}
+}
+
+/* A folio whose second half was moved @gap bytes away, with pages of zeroes in both, under 4K leaves. */
+static char *torn(char **far)
+{
+	char *p = host_anon(&h, HUGE);
+	hva_t now;
+
+	if (!host_make_thp(&h, p))
+		cr_skip_test("the host gives no transparent hugepage");
+	memset(p + 10 * PAGE, 0, 20 * PAGE);
+	memset(p + 300 * PAGE, 0, 20 * PAGE);
+	*far = host_reserve(HUGE);
+	host_slot(&h, *far, HUGE);
+	cr_assert(!umbra_mremap(h.own, hva_range_of(p + HUGE / 2, HUGE / 2), HUGE / 2,
+				MREMAP_MAYMOVE | MREMAP_FIXED, (hva_t){ (uintptr_t)*far }, &now));
+	cr_assert(host_touch(&h, p, HUGE / 2, RW));
+	cr_assert(host_touch(&h, *far, HUGE / 2, RW));
+	sound();
+	return p;
+}
+
+Test(own_regress, advice_to_a_torn_folio_reaches_its_far_part_and_nothing_else)
+{
+	const int advices[] = { MADV_COLD, MADV_FREE, MADV_PAGEOUT };
+	char *apart = small(HUGE), *far, *p;
+
+	cr_assert(host_touch(&h, apart, HUGE, RW));
+	for (int i = 0; i < 3; i++) {
+		p = torn(&far);
+		cr_assert(!umbra_madvise(h.own, hva_range_of(p + 5 * PAGE, PAGE), advices[i]));
+		sound();
+		cr_assert_eq(host_leaf(&h, far + 44 * PAGE), 0);
+		cr_assert_eq(host_leaves(&h, apart, HUGE), 512);
+	}
+}
+
+Test(own_regress, who_cannot_see_frames_brackets_everything_for_a_torn_folio)
+{
+	char *far, *p = torn(&far);
+
+	if (geteuid() || setresuid(65534, 65534, 65534) || prctl(PR_SET_DUMPABLE, 1))
+		cr_skip_test("not root: there is no right to give up");
+	umbra_hostmap_close(h.map);
+	cr_assert(!umbra_hostmap_open(&h.map, 0));
+	umbra_own_destroy(h.own);
+	cr_assert(!umbra_own_create(&h.own, h.chain, h.map));
+	/* The new one has not seen that the folio was torn; it is again, by a move of a page. */
+	cr_assert(!umbra_mremap(h.own, hva_range_of(p + 100 * PAGE, PAGE), PAGE,
+				MREMAP_MAYMOVE | MREMAP_FIXED, (hva_t){ (uintptr_t)far + HUGE / 2 },
+				&(hva_t){ 0 }));
+	cr_assert(!umbra_madvise(h.own, hva_range_of(p + 5 * PAGE, PAGE), MADV_COLD));
+	cr_assert_eq(host_leaf(&h, far + 44 * PAGE), 0);
+	sound();
+}
+
+Test(own_regress, a_page_moved_far_out_of_a_folio_is_a_part_of_it_still)
+{
+	char *far, *p = torn(&far);
+
+	/* Advice to the far part reaches back. */
+	cr_assert(!umbra_madvise(h.own, hva_range_of(far + 5 * PAGE, PAGE), MADV_COLD));
+	sound();
+	cr_assert_eq(host_leaf(&h, p + 15 * PAGE), 0);
+}
+
+Test(own_regress, a_folio_discarded_in_part_is_not_taken_for_torn)
+{
+	char *apart = small(HUGE), *p = host_anon(&h, HUGE);
+
+	if (!host_make_thp(&h, p))
+		cr_skip_test("the host gives no transparent hugepage");
+	cr_assert(host_touch(&h, apart, HUGE, RW));
+	cr_assert(!umbra_madvise(h.own, hva_range_of(p + 9 * PAGE, PAGE), MADV_DONTNEED));
+	cr_assert(host_touch(&h, p, HUGE, RW));
+	cr_assert(!umbra_madvise(h.own, hva_range_of(p + 5 * PAGE, PAGE), MADV_COLD));
+	sound();
+	cr_assert_eq(host_leaves(&h, apart, HUGE), 512);
 }
 
 Test(own_regress, cold_splits_no_folio_with_a_pinned_page)
