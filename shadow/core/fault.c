@@ -244,11 +244,10 @@ again:
 	mmu_lock(mmu);
 	if (mmu->released) {
 		result = UMBRA_FAULT_RELEASED;
-	} else if (mmu->slots_gen != snap.slots_gen) {
+	} else if (!(s = slot_of_gfn(mmu, gfn))) {
 		mmu->stats.retried_seq++;
 		result = UMBRA_FAULT_RETRY;
-	} else {
-		s = slot_of_gfn(mmu, gfn); /* the array may have moved, the slot has not */
+	} else { /* another slot than the one resolved for is found out by inv_retry() */
 		switch (inv_retry(mmu, leaf_hva(s, gfn, res.level), &snap)) {
 		case INV_OPEN:
 			mmu->stats.retried_open++;

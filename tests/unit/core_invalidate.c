@@ -205,6 +205,27 @@ Test(invalidate, a_no_from_the_host_counts_only_if_nothing_changed_meanwhile)
 	fake_destroy(f);
 }
 
+static void discard_20_then_10(struct fake *f, void *arg)
+{
+	(void)arg;
+	fake_invalidate(f, 20, 1);
+	discard_10(f, NULL);
+}
+
+Test(invalidate, of_many_that_pass_each_is_looked_at)
+{
+	struct fake *f = fake_create(NULL);
+
+	f->in_resolve = discard_20_then_10;
+	cr_assert_eq(fault(f, 10), UMBRA_FAULT_RETRY);
+	f->in_resolve = discard_20_then_10;
+	cr_assert_eq(fault(f, 20), UMBRA_FAULT_RETRY);
+	f->in_resolve = discard_20_then_10;
+	cr_assert_eq(fault(f, 30), UMBRA_FAULT_INSTALLED);
+	clean(f);
+	fake_destroy(f);
+}
+
 Test(invalidate, what_fell_out_of_the_history_is_taken_to_matter)
 {
 	struct fake *f = fake_create(NULL);
