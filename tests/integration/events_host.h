@@ -25,7 +25,7 @@ struct host {
 	struct umbra_root *root;
 	struct umbra_hostmap *map;
 	struct umbra_own *own;
-	uint32_t next_slot;
+	uint32_t next_slot, slot_flags; /* enum umbra_slot_flags of the slots to come */
 	char *window;
 	uint64_t free_pages[HOST_WINDOW_PAGES];
 	uint64_t nfree;
@@ -163,9 +163,10 @@ static inline char *host_reserve(size_t bytes)
 	return p;
 }
 
-static inline void host_slot(struct host *h, const void *p, size_t bytes)
+static inline void host_slot_flags(struct host *h, const void *p, size_t bytes, uint32_t flags)
 {
 	const struct umbra_memslot slot = {
+		.flags = flags,
 		.id = h->next_slot++,
 		.gfn = { (uintptr_t)p >> UMBRA_PAGE_SHIFT },
 		.npages = bytes >> UMBRA_PAGE_SHIFT,
@@ -174,6 +175,11 @@ static inline void host_slot(struct host *h, const void *p, size_t bytes)
 	};
 
 	HOST_NEED(!umbra_memslot_add(h->mmu, &slot));
+}
+
+static inline void host_slot(struct host *h, const void *p, size_t bytes)
+{
+	host_slot_flags(h, p, bytes, h->slot_flags);
 }
 
 /* Maps @bytes 2M aligned, as guest memory with a slot and a region. */
