@@ -40,16 +40,21 @@ struct window {
 static void *reserve(uint64_t bytes)
 {
 	/*
-	 * Shared: a private page would be shared with the children that GUEST_CALL_FORK makes,
-	 * copied on our next store, and KVM would be told of a change of its tables each time.
+	 * Not in the children that GUEST_CALL_FORK makes: a page shared with one would be copied on our next store,
+	 * and KVM would be told of a change of its tables each time. Private: the kernel takes 10 us to unmap it, and
+	 * some hundreds for shared memory, by the size of the hole in it.
 	 */
 	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-		       MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	if (p == MAP_FAILED)
 		return NULL;
-	madvise(p, bytes, MADV_DONTFORK);
+	if (madvise(p, bytes, MADV_DONTFORK)) {
+		munmap(p, bytes);
+		return NULL;
+	}
 	madvise(p, bytes, MADV_DONTDUMP);
+	madvise(p, bytes, MADV_NOHUGEPAGE); /* few of its pages are used; EINVAL without THP */
 	return p;
 }
 
