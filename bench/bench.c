@@ -14,8 +14,9 @@
 
 #define ROUNDS_LEAST 9U
 #define ROUNDS_MOST  101U
+#define TRIES        3    /* of a row, until one was not disturbed */
 #define SPREAD       0.25 /* p90 over median of the floor: beyond, the machine was not ours */
-#define FOREIGN      0.10 /* CPUs' worth of work by others while we measured */
+#define FOREIGN      0.15 /* CPUs' worth of work by others while we measured */
 #define FOREIGN_NS   200000000ULL /* the kernel counts in ticks: shorter rows cannot tell */
 
 static const char *program = "bench";
@@ -26,6 +27,13 @@ struct sample_set {
 	double v[ROUNDS_MOST];
 	unsigned int n;
 	double min, median, p90;
+};
+
+struct result {
+	struct sample_set ours, against;
+	unsigned int rounds;
+	double spread, foreign;
+	bool noisy;
 };
 
 /* Who worked meanwhile: CPU seconds of the machine, and ours of these. */
@@ -245,29 +253,42 @@ static unsigned int rounds_of(const struct bench_row *row)
 	return n < ROUNDS_LEAST ? ROUNDS_LEAST : n > ROUNDS_MOST ? ROUNDS_MOST : n;
 }
 
+/* Measures until the machine was quiet, a few times at most. False: a sample failed. */
+static bool measure_quiet(const struct bench_row *row, struct result *r)
+{
+	double limit = row->spread > 0 ? row->spread : SPREAD;
+
+	r->rounds = rounds_of(row);
+	for (unsigned int try = 0; try < TRIES; try++) {
+		struct work then = work_now();
+		const struct sample_set *steady = row->against ? &r->against : &r->ours;
+
+		r->ours.n = r->against.n = 0;
+		if (!measure(row, r->rounds, &r->ours, &r->against))
+			return false;
+		r->foreign = foreign_since(&then);
+		r->spread = steady->median > 0 ? steady->p90 / steady->median - 1 : 0;
+		r->noisy = r->spread > limit || r->foreign > FOREIGN;
+		if (!r->noisy)
+			break;
+	}
+	return true;
+}
+
 int bench_row(const struct bench_row *row)
 {
-	struct sample_set ours = { .n = 0 }, against = { .n = 0 };
-	unsigned int rounds = rounds_of(row);
-	double spread_limit = row->spread > 0 ? row->spread : SPREAD;
-	struct work then = work_now();
-	double ratio, spread, foreign;
+	static struct result r;
 	const char *verdict = "-";
 	char target[32] = "-", shown[32];
-	const struct sample_set *steady;
-	bool noisy;
+	double ratio;
 
-	if (!measure(row, rounds, &ours, &against)) {
+	if (!measure_quiet(row, &r)) {
 		bench_fail("row %s", row->name);
 		append("BENCH_TABLE", "%s\t-\t-\t%s\t-\t-\tnot measured\t%s against %s\n",
 		       row->name, row->unit, row->what, row->floor);
 		return -1;
 	}
-	foreign = foreign_since(&then);
-	steady = row->against ? &against : &ours;
-	spread = steady->median > 0 ? steady->p90 / steady->median - 1 : 0;
-	ratio = against.median > 0 ? ours.median / against.median : NAN;
-	noisy = spread > spread_limit || foreign > FOREIGN;
+	ratio = r.against.median > 0 ? r.ours.median / r.against.median : NAN;
 	if (row->at_most > 0) {
 		snprintf(target, sizeof(target), "<=%g", row->at_most);
 		verdict = ratio <= row->at_most ? "met" : "missed";
@@ -275,27 +296,27 @@ int bench_row(const struct bench_row *row)
 		snprintf(target, sizeof(target), ">=%g", row->at_least);
 		verdict = ratio >= row->at_least ? "met" : "missed";
 	}
-	if (noisy)
+	if (r.noisy)
 		verdict = "noisy";
-	snprintf(shown, sizeof(shown), noisy ? "(%.3g)" : "%.3g", ratio);
+	snprintf(shown, sizeof(shown), r.noisy ? "(%.3g)" : "%.3g", ratio);
 
 	printf("  %-18s %s %s: median %.4g, min %.4g, p90 %.4g\n", row->name, row->what, row->unit,
-	       ours.median, ours.min, ours.p90);
+	       r.ours.median, r.ours.min, r.ours.p90);
 	if (row->against)
 		printf("  %-18s %s %s: median %.4g, min %.4g, p90 %.4g\n", "", row->floor,
-		       row->unit, against.median, against.min, against.p90);
+		       row->unit, r.against.median, r.against.min, r.against.p90);
 	else
 		printf("  %-18s %s: %g %s\n", "", row->floor, row->limit, row->unit);
 	printf("  %-18s ratio %s, target %s: %s (%u rounds, floor spread %.0f %%, others %.2f CPUs, load %.2f)\n",
-	       "", shown, target, verdict, rounds, spread * 100, foreign, load_average());
-	if (noisy)
-		append("BENCH_TSV", "%s\t%.6g\t%.6g\tnoisy\t%s\t%s\n", row->name, ours.median,
-		       against.median, target, row->unit);
+	       "", shown, target, verdict, r.rounds, r.spread * 100, r.foreign, load_average());
+	if (r.noisy)
+		append("BENCH_TSV", "%s\t%.6g\t%.6g\tnoisy\t%s\t%s\n", row->name, r.ours.median,
+		       r.against.median, target, row->unit);
 	else
-		append("BENCH_TSV", "%s\t%.6g\t%.6g\t%.6g\t%s\t%s\n", row->name, ours.median,
-		       against.median, ratio, target, row->unit);
+		append("BENCH_TSV", "%s\t%.6g\t%.6g\t%.6g\t%s\t%s\n", row->name, r.ours.median,
+		       r.against.median, ratio, target, row->unit);
 	append("BENCH_TABLE", "%s\t%.4g\t%.4g\t%s\t%s\t%s\t%s\t%s against %s\n", row->name,
-	       ours.median, against.median, row->unit, shown, target, verdict, row->what,
+	       r.ours.median, r.against.median, row->unit, shown, target, verdict, row->what,
 	       row->floor);
 	return 0;
 }
