@@ -60,7 +60,11 @@ static bool write_is_wrong(const struct host_vma *vma, const struct umbra_page *
 static bool kernel_moved(const struct audit *a, const struct umbra_leaf *leaf,
 			 const struct umbra_page *page)
 {
-	if (leaf->level == UMBRA_LEVEL_4K && (page->flags & UMBRA_PAGE_HUGE) &&
+	/* In its place of a 2M frame, mapped by 2M or, once part of it was changed, by 4K again. */
+	const bool in_place =
+		!(((leaf->hva.v >> UMBRA_PAGE_SHIFT) ^ page->host_pfn) & (UMBRA_HUGE_PAGES - 1));
+
+	if (leaf->level == UMBRA_LEVEL_4K && ((page->flags & UMBRA_PAGE_HUGE) || in_place) &&
 	    hostmap_has_collapsed(a->map))
 		return true;
 	return hostmap_has_migrated(a->map);

@@ -15,6 +15,7 @@ Test(unseen, d53_a_collapse_by_khugepaged_is_named_as_the_kernels_own_and_is_no_
 	char sleep_ms[32], pages[32], alloc_ms[32];
 	struct umbra_audit_report report = { 0 };
 	struct umbra_page page = { 0 };
+	struct hva_range part;
 	int64_t wrong = -1;
 	struct host h;
 	char *p;
@@ -48,6 +49,13 @@ Test(unseen, d53_a_collapse_by_khugepaged_is_named_as_the_kernels_own_and_is_no_
 	cr_assert(page.flags & UMBRA_PAGE_HUGE, "khugepaged did not come by");
 	cr_expect_eq(wrong, 0);
 	cr_expect_eq(report.moved_by_kernel, 512);
+	/* a change of a part of it splits the huge page: the rest still lies where khugepaged put it */
+	part = (struct hva_range){ { (uintptr_t)p }, { (uintptr_t)p + 64 * UMBRA_PAGE_SIZE } };
+	HOST_NEED(!umbra_mprotect(h.own, part, PROT_READ));
+	cr_expect_eq(umbra_audit(h.root, h.map, &report, stderr), 0);
+	cr_expect_eq(report.moved_by_kernel, 448);
+	HOST_NEED(!umbra_mprotect(h.own, part, PROT_READ | PROT_WRITE));
+	HOST_NEED(!madvise(p, HUGE, MADV_COLLAPSE));
 	/* and it heals: dropped and faulted in again, the leaf is 2M */
 	umbra_zap_all(h.mmu);
 	cr_expect(host_touch(&h, p, UMBRA_PAGE_SIZE, UMBRA_ACCESS_READ));
