@@ -178,7 +178,7 @@ lint: $(LINT) $(HDR_OK) ##@ clang without a warning; every header compiles alone
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
 
 # ---- what people call ----------------------------------------------------------------------------
-RUN_ARGS ?= -m 256M -c 2 --pages thp --chaos rate=500,seed=1 --stats --audit
+RUN_ARGS ?= -m 32M -c 2 --pages thp --chaos rate=500,seed=1 --stats --audit
 RUN_IMAGE ?= $(BUILD)/guests/tour
 
 .PHONY: promises
