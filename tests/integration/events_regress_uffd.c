@@ -1,85 +1,20 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /* userfaultfd: what once went wrong. REMOVEs taken for an own call's, many threads, closing. */
-#include <criterion/criterion.h>
 #include <dirent.h>
 #include <signal.h>
 #include <sys/syscall.h>
 #include <time.h>
-#include "tests/integration/events_host.h"
-
-#define PAGE UMBRA_PAGE_SIZE
-#define HUGE UMBRA_HUGE_SIZE
-#define RW   (UMBRA_ACCESS_READ | UMBRA_ACCESS_WRITE)
-
-static struct host h;
-static struct umbra_uffd *uffd;
-static pthread_t reader;
-static struct umbra_uffd_stats stats;
-
-static void *read_events(void *arg)
-{
-	(void)arg;
-	umbra_uffd_run(uffd);
-	return NULL;
-}
-
-static bool open_uffd(void)
-{
-	const struct umbra_uffd_config config = { .fd = -1, .own = h.own };
-
-	return !umbra_uffd_open(&uffd, h.chain, &config, NULL);
-}
-
-static void start_reader(void)
-{
-	cr_assert(!pthread_create(&reader, NULL, read_events, NULL));
-	while (umbra_uffd_drain(uffd)) /* until it runs */
-		sched_yield();
-}
-
-static void stop_reader(void)
-{
-	umbra_uffd_stop(uffd);
-	pthread_join(reader, NULL);
-}
-
-static void init(void)
-{
-	host_create(&h);
-}
-
-static void fini(void)
-{
-	umbra_uffd_close(uffd);
-	cr_assert(host_sound(&h));
-	host_destroy(&h);
-}
+#include "tests/integration/events_uffd.h"
 
 TestSuite(uffd_regress, .init = init, .fini = fini, .timeout = 60);
 
-#define need_uffd()                                                            \
-	do {                                                                   \
-		if (!open_uffd())                                              \
-			cr_skip_test("no userfaultfd for kernel faults here"); \
-	} while (0)
-
-static char *watched(size_t bytes)
+/* Watched, and mapped by the guest. */
+static char *mapped(size_t bytes)
 {
-	char *p = host_anon(&h, bytes);
+	char *p = watched(bytes, UMBRA_UFFD_WP);
 
-	cr_assert(p);
-	madvise(p, bytes, MADV_NOHUGEPAGE);
-	cr_assert(!umbra_uffd_register(uffd, hva_range_of(p, bytes), UMBRA_UFFD_WP));
 	cr_assert(host_touch(&h, p, bytes, RW));
 	return p;
-}
-
-static void drain(void)
-{
-	cr_assert(!umbra_uffd_drain(uffd));
-	umbra_uffd_stats(uffd, &stats);
-	cr_assert_eq(stats.unsettled, 0);
-	cr_assert(host_sound(&h));
 }
 
 /* ---- whose REMOVE ---------------------------------------------------------------------------- */
@@ -145,7 +80,7 @@ Test(uffd_regress, an_outside_remove_inside_an_own_range_gets_its_own_bracket)
 	char *p;
 
 	need_uffd();
-	p = watched(HUGE);
+	p = mapped(HUGE);
 	begin(&c[0], false, p, 1);
 	begin(&c[1], true, p, 64);
 	begin(&c[2], false, p + 16 * PAGE, 1);
@@ -160,7 +95,7 @@ Test(uffd_regress, an_outside_remove_of_the_same_range_is_not_taken_for_the_own_
 	char *p;
 
 	need_uffd();
-	p = watched(HUGE);
+	p = mapped(HUGE);
 	begin(&c[0], false, p, 8);
 	begin(&c[1], true, p, 8);
 	end_all(c, 2);
@@ -173,7 +108,7 @@ Test(uffd_regress, an_outside_remove_after_the_own_one_takes_the_claim_back)
 	char *p;
 
 	need_uffd();
-	p = watched(HUGE);
+	p = mapped(HUGE);
 	begin(&c[0], true, p, 8);
 	begin(&c[1], false, p + 4 * PAGE, 8);
 	end_all(c, 2);
@@ -186,7 +121,7 @@ Test(uffd_regress, own_calls_apart_from_each_other_are_each_known)
 	char *p;
 
 	need_uffd();
-	p = watched(HUGE);
+	p = mapped(HUGE);
 	begin(&c[0], true, p, 8);
 	begin(&c[1], true, p + 8 * PAGE, 8);
 	begin(&c[2], false, p + 16 * PAGE, 8);
@@ -206,7 +141,7 @@ Test(uffd_regress, an_own_call_that_fails_leaves_its_remove_to_the_grace_period)
 
 	need_uffd();
 	start_reader();
-	p = watched(HUGE);
+	p = mapped(HUGE);
 	cr_assert_eq(discard_over_the_end(p), -ENOMEM);
 	drain();
 	cr_assert_eq(stats.removes, 1);
@@ -251,7 +186,7 @@ Test(uffd_regress, an_outside_remove_settles_among_thousands_of_threads)
 	need_uffd();
 	before = descriptors();
 	start_reader();
-	p = watched(HUGE);
+	p = mapped(HUGE);
 	pthread_attr_init(&small);
 	pthread_attr_setstacksize(&small, 65536);
 	pthread_mutex_lock(&gate);
@@ -297,7 +232,7 @@ Test(uffd_regress, closing_under_own_calls_frees_nothing_that_they_use)
 	need_uffd();
 	done = false;
 	for (int i = 0; i < 2; i++) {
-		p[i] = watched(HUGE);
+		p[i] = mapped(HUGE);
 		cr_assert(!pthread_create(&t[i], NULL, discard_again, p[i]));
 	}
 	for (int i = 0; i < 30; i++) {
@@ -355,7 +290,7 @@ Test(uffd_regress, closing_waits_for_a_thread_that_comes_back)
 	char *p;
 
 	need_uffd();
-	p = watched(HUGE);
+	p = mapped(HUGE);
 	start_spinning(&t);
 	c = (struct caller){ .r = hva_range_of(p, PAGE) };
 	cr_assert(!pthread_create(&c.thread, NULL, discard_and_let_go, &c));
@@ -377,7 +312,7 @@ Test(uffd_regress_close, what_cannot_be_settled_stays_refused_and_without_a_leaf
 	char *p;
 
 	need_uffd();
-	p = watched(HUGE);
+	p = mapped(HUGE);
 	start_spinning(&t);
 	begin(&c, false, p, 1);
 	umbra_uffd_close(uffd);
