@@ -38,6 +38,23 @@ const char *chaos_action_name(enum chaos_action action)
 	return action < CHAOS_ACTION_NR ? names[action] : "unknown";
 }
 
+const char *chaos_why(enum chaos_action action, int error)
+{
+	switch (error) {
+	case EBUSY:
+	case EAGAIN: return "not possible at that moment, such as a page in use";
+	case ENOMEM: return "the host had no memory for it";
+	case EINVAL:
+		return action == CHAOS_COLLAPSE ? "nothing was there, or part of it is protected"
+						: "not possible with this range";
+	case ENOTSUP:
+		return action == CHAOS_SWAP ? "this host has no swap"
+					    : "not possible with this memory";
+	case EINTR: return "the machine was stopping";
+	default: return strerror(error);
+	}
+}
+
 bool chaos_action_destroys(enum chaos_action action)
 {
 	return action == CHAOS_DISCARD || action == CHAOS_FREE;

@@ -21,6 +21,8 @@ enum chaos_action {
 	CHAOS_ACTION_NR
 };
 const char *chaos_action_name(enum chaos_action action);
+/* What it means that the host answered @action with @error, for people. */
+const char *chaos_why(enum chaos_action action, int error);
 /* Those that destroy contents happen only inside arenas that the guest declared (GUEST_CALL_ARENA).
  */
 bool chaos_action_destroys(enum chaos_action action);

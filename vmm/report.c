@@ -110,60 +110,85 @@ static const char *human(uint64_t bytes, char *buf, size_t size)
 	return buf;
 }
 
+/* The actions that both a guest and chaos can ask for. */
+static const enum guest_hostcall_nr call_of[CHAOS_ACTION_NR] = {
+	[CHAOS_DISCARD] = GUEST_CALL_DISCARD,   [CHAOS_FREE] = GUEST_CALL_FREE,
+	[CHAOS_PROTECT] = GUEST_CALL_PROTECT,   [CHAOS_SPLIT] = GUEST_CALL_SPLIT,
+	[CHAOS_COLLAPSE] = GUEST_CALL_COLLAPSE, [CHAOS_SWAP] = GUEST_CALL_SWAPOUT,
+	[CHAOS_REMAP] = GUEST_CALL_REMAP,       [CHAOS_FORK] = GUEST_CALL_FORK,
+};
+
+static void print_refused(const struct report *r, FILE *out)
+{
+	bool skipped = false;
+
+	for (unsigned int a = 0; a < CHAOS_ACTION_NR; a++) {
+		const struct chaos_action_stats *s = &r->chaos.action[a];
+
+		skipped |= s->skipped != 0;
+		for (unsigned int i = 0; i < CHAOS_ERRNOS_MAX && s->why[i].n; i++)
+			fprintf(out, "  %s refused %" PRIu64 " times: %s (%s)\n",
+				chaos_action_name((enum chaos_action)a), s->why[i].n,
+				chaos_why((enum chaos_action)a, s->why[i].error),
+				strerrorname_np(s->why[i].error));
+	}
+	if (skipped)
+		fprintf(out,
+			"  left out: what empties memory, as the guest gave none for it (an arena)\n");
+}
+
 static void print_host(const struct report *r, FILE *out)
 {
-	char size[16];
-	bool any = false;
+	bool chaos = r->chaos.steps, any = false;
 
-	fprintf(out, "\nWhat the host did to guest memory        invalidations    bytes\n");
+	fprintf(out, "\nWhat the host did to guest memory%s\n",
+		chaos ? "\n               asked by the guest               by chaos\n"
+			"                   done   refused       done   refused  left out"
+		      : "          done   refused");
+	for (unsigned int a = 0; a < CHAOS_ACTION_NR; a++) {
+		const struct chaos_action_stats *s = &r->chaos.action[a];
+		const uint64_t calls = r->hostcall.calls[call_of[a]],
+			       failed = r->hostcall.failed[call_of[a]];
+
+		if (!calls && !s->done && !s->refused && !s->skipped)
+			continue;
+		any = true;
+		fprintf(out, "  %-10s %10" PRIu64 " %9" PRIu64,
+			chaos_action_name((enum chaos_action)a), calls - failed, failed);
+		if (chaos)
+			fprintf(out, " %10" PRIu64 " %9" PRIu64 " %9" PRIu64, s->done, s->refused,
+				s->skipped);
+		fputc('\n', out);
+	}
+	if (!any)
+		fprintf(out, "  nothing\n");
+	print_refused(r, out);
+}
+
+static void print_invalidations(const struct report *r, FILE *out)
+{
+	static const char *const sources[UMBRA_SOURCE_NR] = {
+		[UMBRA_SOURCE_OWN] = "vmm's own calls",
+		[UMBRA_SOURCE_UFFD] = "userfaultfd",
+	};
+	bool any = false;
+	char size[16];
+
 	for (unsigned int s = 0; s < UMBRA_SOURCE_NR; s++) {
 		for (unsigned int c = 0; c < UMBRA_CAUSE_NR; c++) {
 			uint64_t n = r->cell[s][c].n;
 
 			if (!n)
 				continue;
+			if (!any)
+				fprintf(out,
+					"\nInvalidations that Umbra obeyed, by who told of them\n");
 			any = true;
-			fprintf(out, "  %-12s by %-24s %12" PRIu64 " %8s\n",
+			fprintf(out, "  %-10s %-15s %12" PRIu64 " %8s\n",
 				umbra_cause_name((enum umbra_cause)c),
-				umbra_source_name((enum umbra_source)s), n,
-				human(r->cell[s][c].bytes, size, sizeof(size)));
+				sources[s] ? sources[s] : umbra_source_name((enum umbra_source)s),
+				n, human(r->cell[s][c].bytes, size, sizeof(size)));
 		}
-	}
-	if (!any)
-		fprintf(out, "  nothing\n");
-}
-
-static void print_chaos(const struct report *r, FILE *out)
-{
-	if (!r->chaos.steps)
-		return;
-	fprintf(out, "\nChaos                 done  refused  no arena  why refused\n");
-	for (unsigned int a = 0; a < CHAOS_ACTION_NR; a++) {
-		const struct chaos_action_stats *s = &r->chaos.action[a];
-
-		if (!s->done && !s->refused && !s->skipped)
-			continue;
-		fprintf(out, "  %-12s %11" PRIu64 " %8" PRIu64 " %9" PRIu64 " ",
-			chaos_action_name((enum chaos_action)a), s->done, s->refused, s->skipped);
-		for (unsigned int i = 0; i < CHAOS_ERRNOS_MAX && s->why[i].n; i++)
-			fprintf(out, " %s x%" PRIu64, strerrorname_np(s->why[i].error),
-				s->why[i].n);
-		fputc('\n', out);
-	}
-}
-
-static void print_hostcalls(const struct report *r, FILE *out)
-{
-	bool any = false;
-
-	for (uint32_t i = 0; i < GUEST_CALL_NR; i++) {
-		if (!r->hostcall.calls[i])
-			continue;
-		if (!any)
-			fprintf(out, "\nHost calls           calls   failed\n");
-		any = true;
-		fprintf(out, "  %-12s %11" PRIu64 " %8" PRIu64 "\n", hostcall_name(i),
-			r->hostcall.calls[i], r->hostcall.failed[i]);
 	}
 }
 
@@ -180,8 +205,7 @@ int report_print_text(struct vm *vm, FILE *out)
 		memory_pages_effective(vm), vm->config.vcpus, r->seconds,
 		human(r->peak_rss, size, sizeof(size)));
 	print_host(r, out);
-	print_chaos(r, out);
-	print_hostcalls(r, out);
+	print_invalidations(r, out);
 	fprintf(out, "\nShadow tables\n");
 #define ROW(name, value) fprintf(out, "  %-36s %12" PRIu64 "\n", name, (uint64_t)(value))
 	ROW("faults", m->faults);
