@@ -125,6 +125,8 @@ int main(void)
 	int ret;
 
 	bench_begin("fault1", VCPU_AT);
+	bench_note("both guests on CPU no. %d; who gives ours its work waits on no. %d", VCPU_AT,
+		   VCPU_AT + 1);
 	ret = minikvm_create(&mini, 32ULL << 20);
 	ret = ret ? ret : minikvm_long_mode(&mini);
 	if (ret) {

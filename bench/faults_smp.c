@@ -67,6 +67,7 @@ static double one(void *ctx)
 int main(void)
 {
 	bench_begin("faults_smp", 1);
+	bench_note("vCPU i on CPU no. i");
 	if (bench_cpus() < 2) {
 		bench_fail("one CPU only");
 		return bench_end();

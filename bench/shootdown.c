@@ -87,6 +87,7 @@ int main(void)
 	int ret;
 
 	bench_begin("shootdown", 0);
+	bench_note("vCPU i on CPU no. i; who invalidates on no. 1");
 	ret = minikvm_create(&mini, 32ULL << 20);
 	ret = ret ? ret : minikvm_long_mode(&mini);
 	if (ret)
