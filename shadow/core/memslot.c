@@ -405,7 +405,12 @@ int umbra_log_collect(struct umbra_mmu *mmu, uint32_t id, uint64_t *accessed, ui
 	g = (struct gfn_range){ c.slot->pub.gfn, { c.slot->pub.gfn.v + c.slot->pub.npages } };
 	for (struct umbra_root *root = mmu->roots; root; root = root->next)
 		walk_leaves(root, g, collect_leaf, &c);
-	ticket = flush_post(mmu);
+	flush_post(mmu);
+	/*
+	 * Not only what was cleared here: ageing clears accessed and waits for nobody. A vCPU that remembers the entry
+	 * would use it unseen after this, and the bit it stands for is told and forgotten now.
+	 */
+	ticket = mmu->last_ticket;
 	mmu_unlock(mmu);
 	flush_wait(mmu, ticket, true);
 	return 0;
