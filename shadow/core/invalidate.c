@@ -61,6 +61,13 @@ enum inv_verdict inv_retry(const struct umbra_mmu *mmu, struct hva_range leaf,
 	return INV_OK;
 }
 
+/* The library's own brackets drop the leaves of one slot or block; an alias of its hva keeps its own. */
+static bool drops_by_gfn(const struct umbra_range *r)
+{
+	return r->source == UMBRA_SOURCE_CORE &&
+	       (r->cause == UMBRA_CAUSE_MEMSLOT || r->cause == UMBRA_CAUSE_COLLAPSE);
+}
+
 void inv_begin(struct umbra_mmu *mmu, const struct umbra_range *r, const struct zapped *zapped)
 {
 	struct source_state *s = &mmu->sources[r->source];
@@ -93,7 +100,7 @@ void inv_begin(struct umbra_mmu *mmu, const struct umbra_range *r, const struct 
 			.zapped_4k = zapped->leaves_4k,
 			.zapped_2m = zapped->leaves_2m,
 		},
-		.exact = r->nr == 0,
+		.exact = r->nr == 0 && !drops_by_gfn(r),
 	};
 }
 
