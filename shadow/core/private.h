@@ -61,7 +61,7 @@ struct source_state {
 
 struct history_entry {
 	struct umbra_event event;
-	bool exact; /* no batch: the hull is the range */
+	bool exact; /* nothing of the hull may be mapped: no batch, and not of the library itself */
 };
 
 struct umbra_root {
@@ -100,6 +100,8 @@ struct umbra_mmu {
 	uint32_t nslots, slots_cap;
 	uint32_t nlogs; /* slots that keep a log */
 	uint64_t slots_gen, slot_serial;
+	uint64_t
+		cuts_gen; /* zaps and write_protects so far: what a collapse holds may be meant too */
 	uint32_t collapsing; /* umbra_collapse calls that walk the list of roots */
 
 	struct source_state sources[UMBRA_SOURCE_NR]; /* stores are atomic: the open hint reads

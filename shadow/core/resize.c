@@ -11,6 +11,7 @@ void umbra_zap(struct umbra_mmu *mmu, struct gfn_range r)
 	uint64_t ticket;
 
 	mmu_lock(mmu);
+	mmu->cuts_gen++;
 	for (struct umbra_root *root = mmu->roots; root; root = root->next)
 		map_zap(root, r, &zapped);
 	ticket = flush_post(mmu);
@@ -26,6 +27,7 @@ void umbra_zap_all(struct umbra_mmu *mmu)
 	uint64_t ticket;
 
 	mmu_lock(mmu);
+	mmu->cuts_gen++;
 	mmu->stats.zap_alls++;
 	for (struct umbra_root *root = mmu->roots; root; root = root->next)
 		map_zap_root(root);
@@ -51,6 +53,7 @@ void umbra_write_protect(struct umbra_mmu *mmu, struct gfn_range r)
 	uint64_t ticket;
 
 	mmu_lock(mmu);
+	mmu->cuts_gen++;
 	for (struct umbra_root *root = mmu->roots; root; root = root->next)
 		walk_leaves(root, r, protect_leaf, mmu);
 	ticket = flush_post(mmu);
@@ -150,7 +153,7 @@ static int collapse_block(struct umbra_root *root, uint64_t gfn)
 	};
 	struct snapshot snap;
 	struct spte_iter it;
-	uint64_t first, ad = 0, ticket;
+	uint64_t first, ad = 0, ticket, cuts_gen;
 	struct slot *s;
 	uint32_t child;
 	int done = 0;
@@ -186,6 +189,7 @@ static int collapse_block(struct umbra_root *root, uint64_t gfn)
 	mmu->stats.zapped_4k += SPTE_ENTRIES;
 	inv_begin(mmu, &range, &zapped);
 	inv_snapshot(mmu, range.hull, &snap);
+	cuts_gen = mmu->cuts_gen;
 	mmu->tables[child].parent = NO_TABLE; /* ours alone until it is retired below */
 	mmu->in_transit++;
 	map_prune(mmu, it.table);
@@ -198,7 +202,9 @@ static int collapse_block(struct umbra_root *root, uint64_t gfn)
 		ad |= spte_read(table_entries(mmu, child) + i) & (SPTE_ACCESSED | SPTE_DIRTY);
 	inv_finish(mmu, &range);
 	snap.open_block = false; /* it was our own bracket */
-	if (!mmu->released && inv_retry(mmu, range.hull, &snap) == INV_OK) {
+	/* nor does it bring back what a zap, or a write permission what a write_protect found no leaf to take from */
+	if (!mmu->released && mmu->cuts_gen == cuts_gen &&
+	    inv_retry(mmu, range.hull, &snap) == INV_OK) {
 		/* without a table page it stays a hole: a fault brings it back */
 		if (map_tables(root, gfn, UMBRA_LEVEL_2M, &it) == 0 && !spte_present(it.old))
 			done = spte_change(mmu, &it,
