@@ -109,41 +109,40 @@ static bool ranges_meet(const struct ntf_ranges *ranges, u64 start, u64 end)
 	return r && r->start < end;
 }
 
-/* Copies, checks and numbers the ranges of the caller. Returns an ERR_PTR on error. */
-static struct ntf_ranges *ranges_get(u64 user, u32 nr, u32 shift, u64 *bits)
+/* Copies, checks and numbers the ranges of the caller; @bits: how many they need. */
+static int ranges_get(struct ntf_ranges **out, u64 user, u32 nr, u32 shift, u64 *bits)
 {
 	const struct umbra_ntf_range __user *from = u64_to_user_ptr(user);
 	const u64 unit = 1ULL << shift;
 	struct ntf_ranges *ranges;
-	u64 last = 0, bit = 0;
+	u64 last = 0;
 	u32 i;
 
-	if (!nr)
-		return ERR_PTR(-EINVAL);
-	if (nr > READ_ONCE(max_ranges))
-		return ERR_PTR(-ENOSPC);
+	if (!nr || nr > READ_ONCE(max_ranges))
+		return nr ? -ENOSPC : -EINVAL;
 	ranges = kvzalloc(struct_size(ranges, v, nr), GFP_KERNEL_ACCOUNT);
 	if (!ranges)
-		return ERR_PTR(-ENOMEM);
+		return -ENOMEM;
+	*bits = 0;
 	for (i = 0; i < nr; i++) {
 		struct umbra_ntf_range r;
 
 		if (copy_from_user(&r, &from[i], sizeof(r))) {
 			kvfree(ranges);
-			return ERR_PTR(-EFAULT);
+			return -EFAULT;
 		}
-		if ((r.start | r.end) & ~PAGE_MASK || r.start >= r.end || r.end > TASK_SIZE_MAX ||
-		    (i && r.start < last)) {
+		if (!PAGE_ALIGNED(r.start | r.end) || r.start >= r.end || r.start < last ||
+		    r.end > TASK_SIZE_MAX) {
 			kvfree(ranges);
-			return ERR_PTR(-EINVAL);
+			return -EINVAL;
 		}
-		ranges->v[i] = (struct ntf_range){ r.start, r.end, bit };
-		bit += ((round_up(r.end, unit) - round_down(r.start, unit)) >> shift);
+		ranges->v[i] = (struct ntf_range){ r.start, r.end, *bits };
+		*bits += (round_up(r.end, unit) - round_down(r.start, unit)) >> shift;
 		last = r.end;
 	}
 	ranges->nr = nr;
-	*bits = bit;
-	return ranges;
+	*out = ranges;
+	return 0;
 }
 
 /* ---- the callouts ----------------------------------------------------------------------------- */
@@ -195,19 +194,18 @@ static bool record(struct subscription *s, u64 start, u64 end, u8 kind, u8 event
 	return umbra_ring_push(&s->ring, &rec) >= s->watermark || s->ring.lost != lost;
 }
 
+/* The kernel's numbers are those of the ABI; a kernel where they are not does not build. */
 static u8 event_of(const struct mmu_notifier_range *range)
 {
-	switch (range->event) {
-	case MMU_NOTIFY_UNMAP: return UMBRA_NTF_UNMAP;
-	case MMU_NOTIFY_CLEAR: return UMBRA_NTF_CLEAR;
-	case MMU_NOTIFY_PROTECTION_VMA: return UMBRA_NTF_PROTECTION_VMA;
-	case MMU_NOTIFY_PROTECTION_PAGE: return UMBRA_NTF_PROTECTION_PAGE;
-	case MMU_NOTIFY_SOFT_DIRTY: return UMBRA_NTF_SOFT_DIRTY;
-	case MMU_NOTIFY_RELEASE: return UMBRA_NTF_EVENT_RELEASE;
-	case MMU_NOTIFY_MIGRATE: return UMBRA_NTF_MIGRATE;
-	case MMU_NOTIFY_EXCLUSIVE: return UMBRA_NTF_EXCLUSIVE;
-	default: return UMBRA_NTF_OTHER;
-	}
+	static_assert((int)MMU_NOTIFY_UNMAP == (int)UMBRA_NTF_UNMAP &&
+		      (int)MMU_NOTIFY_CLEAR == (int)UMBRA_NTF_CLEAR &&
+		      (int)MMU_NOTIFY_PROTECTION_VMA == (int)UMBRA_NTF_PROTECTION_VMA &&
+		      (int)MMU_NOTIFY_PROTECTION_PAGE == (int)UMBRA_NTF_PROTECTION_PAGE &&
+		      (int)MMU_NOTIFY_SOFT_DIRTY == (int)UMBRA_NTF_SOFT_DIRTY &&
+		      (int)MMU_NOTIFY_RELEASE == (int)UMBRA_NTF_EVENT_RELEASE &&
+		      (int)MMU_NOTIFY_MIGRATE == (int)UMBRA_NTF_MIGRATE &&
+		      (int)MMU_NOTIFY_EXCLUSIVE == (int)UMBRA_NTF_EXCLUSIVE);
+	return range->event <= MMU_NOTIFY_EXCLUSIVE ? range->event : UMBRA_NTF_OTHER;
 }
 
 /* The filter is the same for a start and its end: ranges change only while nothing is open. */
@@ -262,22 +260,14 @@ static bool bits_young(struct subscription *s, u64 start, u64 end, bool clear)
 
 	for (; r && r < s->ranges->v + s->ranges->nr && r->start < end; r++) {
 		u64 base = r->start >> s->page_shift;
-		u64 bit = r->bit + ((max(start, r->start) >> s->page_shift) - base);
-		u64 last = r->bit + (((min(end, r->end) - 1) >> s->page_shift) - base);
+		u64 bit = r->bit + (max(start, r->start) >> s->page_shift) - base;
+		u64 last = r->bit + ((min(end, r->end) - 1) >> s->page_shift) - base;
 
-		while (bit <= last) {
-			/* whole empty words are stepped over: a callout can cover 1 GiB */
-			if (!(bit % BITS_PER_LONG) && last - bit >= BITS_PER_LONG &&
-			    !READ_ONCE(s->bitmap[bit / BITS_PER_LONG])) {
-				bit += BITS_PER_LONG;
-				continue;
-			}
-			if (clear ? test_and_clear_bit(bit, s->bitmap) : test_bit(bit, s->bitmap)) {
-				young = true;
-				if (!clear)
-					return true;
-			}
-			bit++;
+		while ((bit = find_next_bit(s->bitmap, last + 1, bit)) <= last) {
+			young = true;
+			if (!clear)
+				return true;
+			clear_bit(bit, s->bitmap);
 		}
 	}
 	return young;
@@ -380,14 +370,11 @@ static int buffers_make(struct subscription *s, struct umbra_ntf_attach *a)
 {
 	const u64 records = 1ULL << a->ring_order;
 	u64 bits;
+	int err;
 
-	s->ranges = ranges_get(a->ranges, a->nr_ranges, a->page_shift, &bits);
-	if (IS_ERR(s->ranges)) {
-		int err = PTR_ERR(s->ranges);
-
-		s->ranges = NULL;
+	err = ranges_get(&s->ranges, a->ranges, a->nr_ranges, a->page_shift, &bits);
+	if (err)
 		return err;
-	}
 	bits = max(bits, a->bitmap_bits);
 	if (DIV_ROUND_UP(bits, 8 * 1024) > READ_ONCE(max_bitmap_kib))
 		return -ENOSPC;
@@ -461,9 +448,9 @@ out:
 
 static int ranges_set(struct subscription *s, const struct umbra_ntf_ranges *a)
 {
-	struct ntf_ranges *new, *old;
+	struct ntf_ranges *other;
 	u64 bits;
-	int err = 0;
+	int err;
 
 	if (!s->attached)
 		return -ENOTCONN;
@@ -471,23 +458,18 @@ static int ranges_set(struct subscription *s, const struct umbra_ntf_ranges *a)
 		return -EIO;
 	if (a->reserved[0] || a->reserved[1])
 		return -EINVAL;
-	new = ranges_get(a->ranges, a->nr_ranges, s->page_shift, &bits);
-	if (IS_ERR(new))
-		return PTR_ERR(new);
-	if (bits > s->bitmap_bits) {
-		kvfree(new);
-		return -ENOSPC;
-	}
-	old = new;
+	err = ranges_get(&other, a->ranges, a->nr_ranges, s->page_shift, &bits);
+	if (err)
+		return err;
 	spin_lock(&s->lock);
-	if (s->begun == s->ended) {
-		old = s->ranges;
-		s->ranges = new;
-	} else {
+	if (bits > s->bitmap_bits)
+		err = -ENOSPC;
+	else if (s->begun != s->ended)
 		err = -EBUSY;
-	}
+	else
+		swap(s->ranges, other);
 	spin_unlock(&s->lock);
-	kvfree(old);
+	kvfree(other);
 	return err;
 }
 
@@ -525,6 +507,7 @@ static int umbra_release(struct inode *inode, struct file *file)
 		mmdrop(s->mm);
 	}
 	buffers_free(s);
+	mutex_destroy(&s->attach_lock);
 	kfree(s);
 	atomic_dec(&subscriptions);
 	return 0;
@@ -557,17 +540,16 @@ static long umbra_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 	switch (cmd) {
 	case UMBRA_NTF_ATTACH:
 		err = arg_get(&a, sizeof(a), user);
-		if (!err)
-			err = attach(s, &a);
+		err = err ?: attach(s, &a);
 		if (!err && copy_to_user(user, &a, sizeof(a)))
 			err = -EFAULT;
 		break;
 	case UMBRA_NTF_RANGES:
 		err = arg_get(&ranges, sizeof(ranges), user);
-		if (!err)
-			err = ranges_set(s, &ranges);
+		err = err ?: ranges_set(s, &ranges);
 		break;
-	default: err = -ENOTTY;
+	default:
+		err = -ENOTTY;
 	}
 	mutex_unlock(&s->attach_lock);
 	return err;
