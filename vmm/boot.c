@@ -193,6 +193,12 @@ static int open_image(const char *name, void **buf, size_t *len, struct vm_error
 	return e;
 }
 
+/* To a guest, 0 means calm; the plan of seed 0 is chaos like any other. */
+static uint64_t guest_seed(const struct chaos_spec *chaos)
+{
+	return !chaos->rate ? 0 : chaos->seed ? chaos->seed : 1;
+}
+
 static void write_info(struct vm *vm, const struct image *image)
 {
 	struct guest_boot_info *info;
@@ -210,7 +216,7 @@ static void write_info(struct vm *vm, const struct image *image)
 		.page_kind = vm->config.pages,
 		.backing = vm->config.backing,
 		.can_swap = sysinfo(&host) == 0 && host.totalswap != 0,
-		.seed = vm->config.chaos.rate ? vm->config.chaos.seed : 0,
+		.seed = guest_seed(&vm->config.chaos),
 	};
 	memcpy(info->args, vm->config.args, sizeof(info->args));
 }

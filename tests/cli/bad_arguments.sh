@@ -83,6 +83,14 @@ if [ -r /dev/kvm ] && [ -w /dev/kvm ] && [ -x "$GUESTS/hello" ]; then
 	truncate -s 65M "$scratch/large"
 	expect image_too_large 2 'too large' $run "$scratch/large"
 	expect guest_success 0 '0 failed' $run "$image"
+	expect chaos_of_seed_0_is_chaos_to_the_guest 0 ', under chaos' $run -m 16M --chaos rate=500,seed=0 "$GUESTS/tour"
+	if unshare -m true 2>/dev/null; then
+		expect no_kvm_names_the_module 77 '/dev/kvm: No such file.*modprobe kvm' unshare -m sh -c 'mount -t tmpfs none /dev && "$@"' sh $run "$image"
+		expect no_proc_is_told 77 'needs /proc mounted' unshare -m sh -c 'mount -t tmpfs none /proc && "$@"' sh $run "$image"
+		expect no_sys_harms_nothing 0 '0 failed' unshare -m sh -c 'mount -t tmpfs none /sys && "$@"' sh $run "$image"
+	fi
+	expect smallest_memory 0 '0 failed' $run -m 2M -c 8 "$image"
+	expect largest_memory 0 '0 failed' $run -m 64G "$image"
 	expect stats_as_text 0 'Check and audit: .* no violation' $run --stats "$image"
 	expect stats_as_json_is_the_last_line 0 '^object 0$' sh -c \
 		'"$@" | tail -n 1 | jq -r "(type) + \" \" + (.exit | tostring)"' sh $run --stats=json "$image"
