@@ -11,14 +11,20 @@ $(BUILD)/obj/bench/libbench.a: $(call objects,obj,$(wildcard $(BENCH_PARTS)))
 	@rm -f $@
 	$(call say,AR,$@)$(AR) rcs $@ $^
 
+# Of what tests share, the engine alone: the rest wants the test framework.
+$(BUILD)/obj/bench/libengine.a: $(BUILD)/obj/tests/support/engine.o
+	@mkdir -p $(@D)
+	@rm -f $@
+	$(call say,AR,$@)$(AR) rcs $@ $^
+
 # As small as a program can be: nothing to load but itself.
-$(BUILD)/bench/minihello: CFLAGS += -static
-$(BUILD)/bench/minihello: VMM_LIBS :=
+$(BUILD)/bench/minihello: private CFLAGS += -static
+$(BUILD)/bench/minihello: private VMM_LIBS :=
 
 # What only one program wants.
-$(BUILD)/bench/walk: BENCH_LIBS += -lJudy
+$(BUILD)/bench/walk: private BENCH_LIBS := -lJudy
 
-$(BENCH_BIN): $(BUILD)/bench/%: $(BUILD)/obj/bench/%.o $(BUILD)/obj/bench/libbench.a $(BUILD)/obj/libsupport.a \
+$(BENCH_BIN): $(BUILD)/bench/%: $(BUILD)/obj/bench/%.o $(BUILD)/obj/bench/libbench.a $(BUILD)/obj/bench/libengine.a \
 		$(BUILD)/obj/libvmm.a $(BUILD)/obj/libumbra.a
 	@mkdir -p $(@D)
 	$(call say,LD,$@)$(CC) -pthread $(CFLAGS) $(LDFLAGS) -o $@ $^ $(VMM_LIBS) $(BENCH_LIBS) -lm
