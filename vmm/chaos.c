@@ -387,41 +387,41 @@ static void account(struct chaos *c, enum chaos_action action, int64_t result, b
 	pthread_mutex_unlock(&c->lock);
 }
 
-/*
- * Sleeps until @due (CLOCK_MONOTONIC, ns) or until chaos_stop(). Returns: when the next action counts from. A host that
- * cannot keep up does fewer actions; it is not driven to catch up.
- */
-static uint64_t sleep_until(struct chaos *c, uint64_t due)
+static uint64_t now_ns(void)
 {
-	struct pollfd p = { .fd = c->wake, .events = POLLIN };
-	struct timespec now, wait;
-	uint64_t ns;
+	struct timespec now;
 
 	clock_gettime(CLOCK_MONOTONIC, &now);
-	ns = (uint64_t)now.tv_sec * 1000000000ULL + (uint64_t)now.tv_nsec;
-	if (ns >= due)
-		return ns;
-	ns = due - ns;
-	wait = (struct timespec){ (time_t)(ns / 1000000000ULL), (long)(ns % 1000000000ULL) };
+	return (uint64_t)now.tv_sec * 1000000000ULL + (uint64_t)now.tv_nsec;
+}
+
+/* Sleeps until @due (CLOCK_MONOTONIC, ns) or until chaos_stop(). */
+static void sleep_until(struct chaos *c, uint64_t due)
+{
+	struct pollfd p = { .fd = c->wake, .events = POLLIN };
+	struct timespec wait;
+	uint64_t now = now_ns();
+
+	if (now >= due)
+		return;
+	due -= now;
+	wait = (struct timespec){ (time_t)(due / 1000000000ULL), (long)(due % 1000000000ULL) };
 	ppoll(&p, 1, &wait, NULL);
-	return due;
 }
 
 void chaos_run(struct vm *vm)
 {
 	const struct chaos_spec *spec = &vm->config.chaos;
 	struct chaos *c = vm->chaos;
-	struct timespec now;
-	uint64_t due;
+	uint64_t due = now_ns(), begun, ended;
 
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	due = (uint64_t)now.tv_sec * 1000000000ULL + (uint64_t)now.tv_nsec;
 	for (uint64_t i = 0; !spec->count || i < spec->count; i++) {
 		struct chaos_step step;
 		bool skipped;
 		int64_t result;
 
-		due = sleep_until(c, due) + 1000000000ULL / spec->rate;
+		sleep_until(c, due);
+		begun = now_ns();
 		if (atomic_load(&c->stop))
 			return;
 		step = chaos_plan(spec, i, vm->config.memory >> UMBRA_PAGE_SHIFT);
@@ -438,6 +438,14 @@ void chaos_run(struct vm *vm)
 				i, names[step.action], spec->seed);
 			return;
 		}
+		/*
+		 * A host that cannot keep up does fewer actions, is not driven to catch up, and leaves the guest half
+		 * of the time: else a slow host is busy with chaos alone and the guest never ends.
+		 */
+		ended = now_ns();
+		due += 1000000000ULL / spec->rate;
+		if (due < ended + (ended - begun))
+			due = ended + (ended - begun);
 	}
 }
 
