@@ -82,7 +82,7 @@ int umbra_hostmap_resolve(struct umbra_hostmap *map, struct umbra_chain *chain,
  * umbra_audit - our tables against the kernel's. Every leaf of @root must be backed as it claims:
  * present; a 2M leaf by a PMD; a writable leaf by a page that a write would not move or fault on;
  * the same frame as at install (RECORD_PFN). Leaves whose hva lies in an open invalidation are
- * skipped and counted.
+ * skipped and counted; so is a page that a fault of ours is just writing to and has yet to announce.
  *
  * A page in another frame than at install, or swapped out, is a mismatch, unless the kernel has moved
  * pages by itself since @map was opened, by its own counters: khugepaged's pages_collapsed for a page

@@ -56,9 +56,8 @@ static bool write_is_wrong(const struct host_vma *vma, const struct umbra_page *
 	return !(vma->flags & UMBRA_VMA_SHARED) && page_write_moves_private(page->flags);
 }
 
-/* The page is there in another frame: may the kernel have moved it by itself, which no source here sees? */
-static bool kernel_moved(const struct audit *a, const struct umbra_leaf *leaf,
-			 const struct umbra_page *page)
+static bool counters_say_moved(const struct audit *a, const struct umbra_leaf *leaf,
+			       const struct umbra_page *page)
 {
 	/* In its place of a 2M frame, mapped by 2M or, once part of it was changed, by 4K again. */
 	const bool in_place =
@@ -68,6 +67,21 @@ static bool kernel_moved(const struct audit *a, const struct umbra_leaf *leaf,
 	    hostmap_has_collapsed(a->map))
 		return true;
 	return hostmap_has_migrated(a->map);
+}
+
+/*
+ * The page is there in another frame: may the kernel have moved it by itself, which no source here sees? It counts
+ * after the fact.
+ */
+static bool kernel_moved(const struct audit *a, const struct umbra_leaf *leaf,
+			 const struct umbra_page *page)
+{
+	for (int i = 0; i < MIGRATION_TRIES; i++) {
+		if (counters_say_moved(a, leaf, page))
+			return true;
+		usleep(MIGRATION_WAIT_US);
+	}
+	return false;
 }
 
 /* A page that is just being migrated looks as if swapped out; that passes. */
@@ -101,9 +115,12 @@ static void audit_page(struct audit *a, const struct umbra_leaf *leaf, uint64_t 
 	if (leaf->host_pfn != UMBRA_HOST_PFN_UNKNOWN && page->host_pfn != UMBRA_HOST_PFN_UNKNOWN) {
 		a->report->pfn_checked++;
 		if (leaf->host_pfn + nr != page->host_pfn) {
-			if (kernel_moved(a, leaf, page)) {
+			/* Its announcement waits for the lock that this walk holds. */
+			if (atomic_load(hostmap_writing(a->map, hva)))
+				a->report->skipped++;
+			else if (kernel_moved(a, leaf, page))
 				a->report->moved_by_kernel++;
-			} else {
+			else {
 				a->report->wrong_pfn++;
 				mismatch(a, leaf, nr, "another frame", page);
 			}

@@ -5,8 +5,11 @@
 #define SHADOW_EVENTS_HOSTMAP_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <umbra/events.h>
 #include "shadow/events/uapi.h"
+
+#define HOSTMAP_WRITING 64
 
 struct umbra_hostmap {
 	int pagemap, maps;
@@ -14,8 +17,15 @@ struct umbra_hostmap {
 	int khugepaged, vmstat;     /* counters of pages that the kernel moves by itself, or -1 */
 	uint64_t collapsed, migrated, reclaimed; /* what they said when the map was opened */
 	bool scan, pfns, procmap;
+	/* By page: writes of ours that have perhaps moved it, and have not announced that yet. */
+	atomic_uint writing[HOSTMAP_WRITING];
 	pthread_mutex_t maps_lock; /* reading /proc/PID/maps as text moves its offset */
 };
+
+static inline atomic_uint *hostmap_writing(struct umbra_hostmap *map, hva_t hva)
+{
+	return &map->writing[(hva.v >> UMBRA_PAGE_SHIFT) % HOSTMAP_WRITING];
+}
 
 /* One mapping of the host (a VMA). @flags: UMBRA_VMA_*. @file: has an inode, shared anonymous
  * memory too. */

@@ -95,11 +95,12 @@ static int look(struct umbra_hostmap *map, const struct umbra_resolve_req *req, 
 }
 
 /*
- * Write to a present page that looks as if it would stay. A KSM page with one mapping and a page
- * still held by the swap cache look so and move all the same; with frames to compare that is seen,
- * and announced after the fact.
+ * Write to a present page that looks as if it would stay. A KSM page with one mapping, a page still
+ * held by the swap cache and, before Linux 6.15, 4K of a large folio that a child once shared look so
+ * and move all the same; with frames to compare that is seen, and announced after the fact. Until then
+ * an audit that meets the page does not hold the old frame against its leaf.
  */
-static int write_in_place(struct umbra_hostmap *map, struct umbra_chain *chain,
+static int write_and_look(struct umbra_hostmap *map, struct umbra_chain *chain,
 			  const struct umbra_resolve_req *req, const struct umbra_page *before,
 			  struct umbra_resolved *res)
 {
@@ -125,6 +126,19 @@ static int write_in_place(struct umbra_hostmap *map, struct umbra_chain *chain,
 		return -EAGAIN;
 	}
 	return answer(req, &now, true, res);
+}
+
+static int write_in_place(struct umbra_hostmap *map, struct umbra_chain *chain,
+			  const struct umbra_resolve_req *req, const struct umbra_page *before,
+			  struct umbra_resolved *res)
+{
+	atomic_uint *writing = hostmap_writing(map, req->hva);
+	int err;
+
+	atomic_fetch_add(writing, 1);
+	err = write_and_look(map, chain, req, before, res);
+	atomic_fetch_sub(writing, 1);
+	return err;
 }
 
 static int resolve_absent(struct umbra_hostmap *map, const struct umbra_resolve_req *req,
