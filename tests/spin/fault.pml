@@ -127,11 +127,16 @@ inline zap(r)
 }
 
 /* [shadow/core/tables.c:flush_post]: what others dropped may still be on its way out, and is waited for too */
+#if CPU
+#define POST_DROP(i) low = in; owes[i] = in
+#else
+#define POST_DROP(i) skip
+#endif
 inline post(i, dropped)
 {
 #if CPU
 	if
-	:: dropped -> low = in; owes[i] = in
+	:: dropped -> POST_DROP(i)
 #ifndef MUT_OWN_FLUSH_ONLY
 	:: else -> owes[i] = low
 #else
@@ -396,7 +401,7 @@ proctype split()
 end_nothing:
 	atomic {
 		leaves & HUGE -> leaves = (leaves & ~HUGE) | 3;
-		post(2, true);
+		POST_DROP(2);
 #ifdef MUT_SPLIT_KEEPS_LEAF
 		kept = HUGE;
 		owes[2] = 0
@@ -410,14 +415,17 @@ end_nothing:
 /* [shadow/core/chain.c:umbra_release] [shadow/core/invalidate.c:inv_release] [shadow/core/map.c:map_zap_root] */
 proctype release()
 {
+	byte gone;
+
 	atomic {
 		released = true;
+		gone = leaves;
 #ifdef MUT_RELEASE_KEEPS_ALIAS
 		leaves = leaves & ALIAS;
 #else
 		leaves = 0;
 #endif
-		post(3, true)
+		post(3, gone)
 	}
 	WAITED(3);
 	atomic {
