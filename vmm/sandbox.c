@@ -92,6 +92,7 @@ static const struct {
 	/* waiting for foreign callers of madvise: what is every thread doing? Main does it when closing. */
 	{ SCMP_SYS(getdents64), SETTLERS },
 	{ SCMP_SYS(getuid), SETTLERS },
+	{ SCMP_SYS(kcmp), SETTLERS }, /* has another process our address space? */
 };
 
 /* Requests of ioctl beside those that kvm_ioctls[] lists. */
