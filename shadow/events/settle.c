@@ -2,22 +2,25 @@
 /*
  * The grace period that ends a REMOVE. The event is read before the caller zaps, and says neither
  * who the caller is nor when it is done. But whoever it is, it is in one system call from before
- * the read until after the zap. So once each thread of the process has been seen, after the read,
- * anywhere else, the zap is done. A thread is seen elsewhere
+ * the read until after the zap. So once each thread that has the address space has been seen, after
+ * the read, anywhere else, the zap is done. A thread is seen elsewhere
  *  - blocked in another system call, or in none (/proc/self/task/TID/syscall);
  *  - gone;
  *  - in an own call: that has its own bracket;
  *  - by itself: a signal sent to it after the read runs its handler only on the way back to user
- * mode. Nothing here allocates: the reader may be what an allocation waits for.
+ *    mode. Not sent to other processes with the address space (made by CLONE_VM without CLONE_THREAD,
+ *    vfork, posix_spawn): they may have another handler, or none. Those are waited for.
+ * Threads that are made later do not matter: what they call was begun later too.
+ * Nothing here allocates: the reader may be what an allocation waits for.
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/kcmp.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include "shadow/events/uffd.h"
@@ -25,6 +28,8 @@
 #define PF_IO_WORKER_FLAG 0x10 /* in the flags of /proc/TID/stat */
 #define EPOCH_BITS        44   /* below 16 of the thread and 4 of the instance */
 #define EPOCH_MASK        ((1ULL << EPOCH_BITS) - 1)
+#define READINGS          16 /* of a list of threads, at most, until two agree */
+#define SHARERS           16 /* other processes with our address space */
 
 /*
  * Acknowledgements are for ever, as is the handler: a signal may be delivered long after
@@ -121,6 +126,20 @@ static int take_instance(struct settle *s)
 	return err;
 }
 
+/* What is needed to look for other processes with our address space; -1 where it cannot be had. */
+static void open_sharers(struct settle *s)
+{
+	char self[16] = "";
+
+	s->proc_dir = s->loadavg = -1;
+	/* A /proc of another PID namespace has other numbers. */
+	if (readlink("/proc/self", self, sizeof(self) - 1) <= 0 || atoi(self) != getpid() ||
+	    syscall(SYS_kcmp, getpid(), getpid(), KCMP_VM, 0, 0))
+		return;
+	s->proc_dir = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	s->loadavg = open("/proc/loadavg", O_RDONLY | O_CLOEXEC);
+}
+
 int settle_init(struct settle *s, int signal, struct umbra_own *own)
 {
 	int err;
@@ -133,9 +152,12 @@ int settle_init(struct settle *s, int signal, struct umbra_own *own)
 	err = take_signal(s->signal);
 	if (!err)
 		err = take_instance(s);
-	if (err)
+	if (err) {
 		close(s->task_dir);
-	return err;
+		return err;
+	}
+	open_sharers(s);
+	return 0;
 }
 
 void settle_fini(struct settle *s)
@@ -144,6 +166,10 @@ void settle_fini(struct settle *s)
 		if (s->threads[i].tid && s->threads[i].fd >= 0)
 			close(s->threads[i].fd);
 	close(s->task_dir);
+	if (s->proc_dir >= 0)
+		close(s->proc_dir);
+	if (s->loadavg >= 0)
+		close(s->loadavg);
 	pthread_mutex_lock(&instances_lock);
 	instance_used[s->instance] = false;
 	pthread_mutex_unlock(&instances_lock);
@@ -164,7 +190,7 @@ struct dirent64 {
 	char d_name[];
 };
 
-static int open_task(const struct settle *s, int tid, const char *file)
+static int open_below(int dir, int tid, const char *file)
 {
 	char path[32], digits[12];
 	unsigned int n = 0, at = 0;
@@ -175,7 +201,13 @@ static int open_task(const struct settle *s, int tid, const char *file)
 		path[at++] = digits[--n];
 	path[at++] = '/';
 	strcpy(path + at, file);
-	return openat(s->task_dir, path, O_RDONLY | O_CLOEXEC);
+	return openat(dir, path, O_RDONLY | O_CLOEXEC);
+}
+
+/* /proc has every thread under its number, though it lists none of them. */
+static int open_task(const struct settle *s, const struct settle_thread *t, const char *file)
+{
+	return open_below(t->foreign ? s->proc_dir : s->task_dir, t->tid, file);
 }
 
 /* Skips "pid (comm) " and gives what follows; comm may hold anything. */
@@ -211,10 +243,10 @@ static bool is_io_worker(int fd)
  */
 static void watch_task(struct settle *s, struct settle_thread *t)
 {
-	const int stat_fd = open_task(s, t->tid, "stat");
+	const int stat_fd = open_task(s, t, "stat");
 
 	t->io_worker = stat_fd >= 0 && is_io_worker(stat_fd);
-	t->fd = t->io_worker ? -1 : open_task(s, t->tid, "syscall");
+	t->fd = t->io_worker ? -1 : open_task(s, t, "syscall");
 	t->by_state = t->fd < 0;
 	if (t->by_state)
 		t->fd = stat_fd;
@@ -252,61 +284,160 @@ static void forget_task(struct settle *s, uint32_t slot)
 	s->free = slot + 1;
 }
 
-/* False: no room, then nothing can be said about that thread. */
-static bool list_task(struct settle *s, int tid)
+/* NULL: no room, then nothing can be said about that thread. */
+static struct settle_thread *list_task(struct settle *s, int tid, bool foreign)
 {
 	uint32_t *bucket = bucket_of(s, tid), slot;
 
 	for (uint32_t i = *bucket; i; i = s->threads[i - 1].next)
 		if (s->threads[i - 1].tid == tid)
-			return true;
+			return &s->threads[i - 1];
 	if (s->free) {
 		slot = s->free - 1;
 		s->free = s->threads[slot].next;
 	} else if (s->nthreads < SETTLE_THREADS) {
 		slot = s->nthreads++;
 	} else {
-		return false;
+		return NULL;
 	}
-	s->threads[slot] = (struct settle_thread){ .tid = tid, .next = *bucket };
+	s->threads[slot] =
+		(struct settle_thread){ .tid = tid, .foreign = foreign, .next = *bucket };
 	*bucket = slot + 1;
 	atomic_store(&acked[s->instance][slot], 0); /* of the thread that was here before */
 	watch_task(s, &s->threads[slot]);
-	return true;
+	return &s->threads[slot];
 }
 
-static uint64_t count_threads(const struct settle *s)
+/* Calls @fn for each number in @dir until it says false. Returns: whether all were read. */
+static bool for_each_number(struct settle *s, int dir,
+			    bool (*fn)(struct settle *s, int nr, void *arg), void *arg)
 {
-	struct stat st;
-
-	return fstat(s->task_dir, &st) ? 0 : st.st_nlink - 2;
-}
-
-/*
- * Every live thread is in the table after it. False if the list may lack one: a thread that exits while the
- * directory is read makes the reading end early or skip one.
- */
-static bool list_tasks(struct settle *s)
-{
-	const uint64_t expected = count_threads(s);
-	uint64_t seen = 0;
-	bool room = true;
 	long got;
 
-	if (lseek(s->task_dir, 0, SEEK_SET) < 0)
+	if (lseek(dir, 0, SEEK_SET) < 0)
 		return false;
-	while ((got = syscall(SYS_getdents64, s->task_dir, s->dirents, sizeof(s->dirents))) > 0) {
+	while ((got = syscall(SYS_getdents64, dir, s->dirents, sizeof(s->dirents))) > 0) {
 		for (long at = 0; at < got;) {
 			const struct dirent64 *d = (const void *)(s->dirents + at);
 
-			if (d->d_name[0] != '.') {
-				seen++;
-				room = list_task(s, atoi(d->d_name)) && room;
-			}
+			if (d->d_name[0] >= '1' && d->d_name[0] <= '9' &&
+			    !fn(s, atoi(d->d_name), arg))
+				return false;
 			at += d->d_reclen;
 		}
 	}
-	return !got && room && seen == expected && expected == count_threads(s);
+	return !got;
+}
+
+/* One reading of the threads of a process: how many, and how many of them the one before had too. */
+struct reading {
+	bool foreign;
+	uint64_t seen, again;
+};
+
+static bool read_task(struct settle *s, int tid, void *arg)
+{
+	struct settle_thread *t = list_task(s, tid, ((struct reading *)arg)->foreign);
+	struct reading *r = arg;
+
+	if (!t)
+		return false;
+	if (t->mark != s->mark) {
+		r->seen++;
+		r->again += t->mark == s->mark - 1;
+		t->mark = s->mark;
+	}
+	return true;
+}
+
+/*
+ * Every thread that was there before and is still is in the table after it; false if that cannot be had.
+ * The kernel goes on from thread to thread, or by their number when the one it stood at is gone: so a
+ * reading leaves one out, or ends early, only if a thread that it has listed exits meanwhile. The next
+ * reading then lacks that one. So two readings of the same threads have missed none.
+ */
+static bool list_tasks(struct settle *s, int dir, bool foreign)
+{
+	uint64_t before = 0;
+
+	for (int i = 0; i < READINGS; i++) {
+		struct reading r = { .foreign = foreign };
+
+		s->mark++;
+		if (!for_each_number(s, dir, read_task, &r))
+			return false;
+		if (i && r.seen == before && r.again == before)
+			return true;
+		before = r.seen;
+	}
+	return false;
+}
+
+/* ---- other processes with our address space ----------------------------------------------------- */
+
+/* Who may not be asked about has other rights than we: it is none of ours. */
+static bool shares(int tid)
+{
+	return !syscall(SYS_kcmp, getpid(), tid, KCMP_VM, 0, 0);
+}
+
+struct sharers {
+	int self, pid[SHARERS];
+	unsigned int n;
+};
+
+static bool find_sharer(struct settle *s, int pid, void *arg)
+{
+	struct sharers *f = arg;
+
+	(void)s;
+	if (pid == f->self || !shares(pid))
+		return true;
+	if (f->n == SHARERS)
+		return false;
+	f->pid[f->n++] = pid;
+	return true;
+}
+
+/* The number given out last, of a process or a thread: as long as it stays there is no new one. -1: not known. */
+static long last_pid(const struct settle *s)
+{
+	char buf[128];
+	const ssize_t got = s->loadavg < 0 ? -1 : pread(s->loadavg, buf, sizeof(buf) - 1, 0);
+	const char *p;
+
+	if (got <= 0)
+		return -1;
+	buf[got] = 0;
+	p = strrchr(buf, ' ');
+	return p ? strtol(p, NULL, 10) : -1;
+}
+
+/*
+ * As list_tasks(), for the threads of other processes. /proc lists processes in the order of their numbers, and
+ * goes on after the number it stood at: so whoever is there all the time is listed.
+ */
+static bool list_sharers(struct settle *s)
+{
+	struct sharers found = { .self = getpid() };
+	const long last = last_pid(s);
+
+	if (s->proc_dir < 0 || (!s->sharers && last >= 0 && last == s->last_pid))
+		return true;
+	if (!for_each_number(s, s->proc_dir, find_sharer, &found))
+		return false;
+	for (unsigned int i = 0; i < found.n; i++) {
+		const int dir = open_below(s->proc_dir, found.pid[i], "task");
+		bool all = dir >= 0 ? list_tasks(s, dir, true) : errno == ENOENT;
+
+		if (dir >= 0)
+			close(dir);
+		if (!all && shares(found.pid[i]))
+			return false;
+	}
+	s->sharers = found.n;
+	s->last_pid = last;
+	return true;
 }
 
 /* ---- one thread --------------------------------------------------------------------------- */
@@ -321,7 +452,7 @@ static enum sight look(const struct settle *s, const struct settle_thread *t)
 	int fd = t->fd, err;
 
 	if (fd < 0)
-		fd = open_task(s, t->tid, t->by_state ? "stat" : "syscall");
+		fd = open_task(s, t, t->by_state ? "stat" : "syscall");
 	if (fd < 0)
 		return errno == ENOENT ? SIGHT_GONE : SIGHT_UNKNOWN;
 	got = pread(fd, buf, sizeof(buf) - 1, 0);
@@ -371,11 +502,15 @@ static void scan_thread(struct settle *s, uint32_t slot, struct settle_thread *t
 		t->quiet = epoch;
 		return;
 	}
+	if (t->foreign && !shares(t->tid)) { /* gone, or has made itself an address space by exec */
+		forget_task(s, slot);
+		return;
+	}
 	switch (look(s, t)) {
 	case SIGHT_ELSEWHERE: t->quiet = epoch; break;
 	case SIGHT_GONE: forget_task(s, slot); break;
 	case SIGHT_UNKNOWN:
-		if (t->signal < epoch && !t->io_worker)
+		if (t->signal < epoch && !t->io_worker && !t->foreign)
 			send_signal(s, slot, t, epoch);
 		break;
 	}
@@ -383,7 +518,7 @@ static void scan_thread(struct settle *s, uint32_t slot, struct settle_thread *t
 
 uint64_t settle_scan(struct settle *s, uint64_t epoch)
 {
-	const bool complete = list_tasks(s);
+	const bool complete = list_tasks(s, s->task_dir, false) && list_sharers(s);
 	uint64_t over = epoch;
 
 	for (uint32_t i = 0; i < s->nthreads; i++) {

@@ -25,6 +25,8 @@ struct settle_thread {
 	uint32_t next; /* in its bucket, or among the free; index + 1 */
 	int fd;        /* /proc/self/task/TID/syscall, or stat if @by_state; -1: none kept */
 	bool io_worker, by_state; /* takes no signals; what it is in cannot be read */
+	bool foreign;             /* of another process that has our address space */
+	uint64_t mark;            /* of the last reading of a list that had it */
 	uint64_t
 		quiet; /* newest epoch after which it was seen outside of every call begun before */
 	uint64_t signal; /* newest epoch that a signal was sent for */
@@ -40,6 +42,10 @@ struct settle {
 	int wake; /* eventfd, the instance's, never closed: a late handler may still write to it */
 	int signal;
 	int task_dir;
+	int proc_dir, loadavg; /* to look for other processes with our address space, or -1 */
+	long last_pid;         /* when there was none last */
+	uint32_t sharers;      /* how many there were then */
+	uint64_t mark;         /* readings of lists of threads */
 	int reader_tid;
 	struct umbra_own *own;
 	struct settle_thread threads[SETTLE_THREADS];

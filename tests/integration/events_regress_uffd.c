@@ -2,7 +2,10 @@
 /* userfaultfd: what once went wrong. REMOVEs taken for an own call's, many threads, closing. */
 #include <dirent.h>
 #include <signal.h>
+#include <sched.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 #include "tests/integration/events_uffd.h"
 
@@ -213,9 +216,144 @@ Test(uffd_regress, an_outside_remove_settles_among_thousands_of_threads)
 		cr_skip_test("this system gives no 3000 threads");
 }
 
-/* ---- closing --------------------------------------------------------------------------------- */
+/* ---- another process with the same address space --------------------------------------------- */
+
+static _Atomic bool let_go;
+static _Atomic int sharer_result = -1;
+
+/* Discards and then runs on in user mode, where nobody can see what it is in. */
+static int discard_and_run_on(void *arg)
+{
+	syscall(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL); /* should the test fail */
+	sharer_result = (int)syscall(SYS_madvise, arg, PAGE, MADV_DONTNEED);
+	while (!let_go)
+		;
+	syscall(SYS_exit, 0);
+	return 0;
+}
+
+static int start_sharer(int (*fn)(void *), void *arg)
+{
+	const size_t bytes = 64 << 10;
+	char *stack = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	cr_assert(stack != MAP_FAILED);
+	return clone(fn, stack + bytes, CLONE_VM | SIGCHLD, arg);
+}
+
+static bool can_compare(void)
+{
+	return !syscall(SYS_kcmp, getpid(), getpid(), 1, 0, 0);
+}
+
+Test(uffd_regress, a_remove_by_a_process_that_shares_the_address_space_waits_for_it)
+{
+	const struct timespec tick = { .tv_nsec = 1000000 };
+	char *p;
+	int pid;
+
+	need_uffd();
+	if (!can_compare())
+		cr_skip_test("this kernel compares no processes (kcmp)");
+	start_reader();
+	p = mapped(HUGE);
+	pid = start_sharer(discard_and_run_on, p);
+	cr_assert_gt(pid, 0);
+	do
+		umbra_uffd_stats(uffd, &stats);
+	while (!stats.removes);
+	for (int i = 0; i < 50; i++) {
+		umbra_uffd_stats(uffd, &stats);
+		cr_assert_eq(stats.unsettled, 1);
+		cr_assert_eq(host_fault_once(&h, p, RW), UMBRA_FAULT_RETRY);
+		nanosleep(&tick, NULL);
+	}
+	let_go = true;
+	cr_assert_eq(waitpid(pid, NULL, 0), pid);
+	drain();
+	cr_assert_eq(sharer_result, 0);
+	cr_assert_eq(stats.settled, 1);
+	cr_assert(host_touch(&h, p, PAGE, RW));
+	stop_reader();
+}
+
+static int sleep_until_let_go(void *arg)
+{
+	(void)arg;
+	syscall(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL);
+	while (!let_go)
+		syscall(SYS_nanosleep, &(struct timespec){ .tv_nsec = 1000000 }, NULL);
+	syscall(SYS_exit, 0);
+	return 0;
+}
+
+Test(uffd_regress, a_process_that_shares_the_address_space_and_sleeps_is_seen_elsewhere)
+{
+	char *p;
+	int pid;
+
+	need_uffd();
+	start_reader();
+	p = mapped(HUGE);
+	pid = start_sharer(sleep_until_let_go, NULL);
+	cr_assert_gt(pid, 0);
+	for (size_t i = 0; i < 5; i++) {
+		cr_assert(!madvise(p + i * PAGE, PAGE, MADV_DONTNEED));
+		drain();
+	}
+	cr_assert_eq(stats.settled, 5);
+	let_go = true;
+	cr_assert_eq(waitpid(pid, NULL, 0), pid);
+	cr_assert(!madvise(p, PAGE, MADV_DONTNEED));
+	drain();
+	stop_reader();
+}
+
+/* ---- threads that come and go --------------------------------------------------------------------- */
 
 static _Atomic bool done;
+
+static void *nothing(void *arg)
+{
+	return arg;
+}
+
+static void *make_threads(void *arg)
+{
+	pthread_t t[8];
+
+	while (!done) {
+		for (int i = 0; i < 8; i++)
+			HOST_NEED(!pthread_create(&t[i], NULL, nothing, arg));
+		for (int i = 0; i < 8; i++)
+			pthread_join(t[i], NULL);
+	}
+	return NULL;
+}
+
+Test(uffd_regress, removes_settle_while_threads_come_and_go)
+{
+	pthread_t t[2];
+	char *p;
+
+	need_uffd();
+	start_reader();
+	p = mapped(HUGE);
+	for (int i = 0; i < 2; i++)
+		cr_assert(!pthread_create(&t[i], NULL, make_threads, NULL));
+	for (size_t i = 0; i < 50; i++) {
+		cr_assert(!madvise(p + i * PAGE, PAGE, MADV_DONTNEED));
+		drain();
+		cr_assert(host_touch(&h, p + i * PAGE, PAGE, RW));
+	}
+	done = true;
+	for (int i = 0; i < 2; i++)
+		pthread_join(t[i], NULL);
+	cr_assert_eq(stats.settled, 50);
+	stop_reader();
+}
+
+/* ---- closing --------------------------------------------------------------------------------- */
 
 static void *discard_again(void *arg)
 {
@@ -251,6 +389,29 @@ Test(uffd_regress, closing_under_own_calls_frees_nothing_that_they_use)
 		pthread_join(t[i], NULL);
 	drain();
 	stop_reader();
+}
+
+/* More ranges than there is room for doubts: several share a bracket then, which only takes longer to close. */
+Test(uffd_regress, closing_with_more_ranges_than_doubts_drops_each_and_nothing_between)
+{
+	const size_t n = 200;
+	char *p;
+
+	need_uffd();
+	p = host_anon(&h, HUGE);
+	cr_assert(p && !madvise(p, HUGE, MADV_NOHUGEPAGE));
+	for (size_t i = 0; i < n; i++)
+		cr_assert(!umbra_uffd_register(uffd, hva_range_of(p + 2 * i * PAGE, PAGE),
+					       UMBRA_UFFD_WP));
+	cr_assert(host_touch(&h, p, HUGE, RW));
+	umbra_uffd_close(uffd);
+	uffd = NULL;
+	cr_assert(host_sound(&h)); /* every bracket is closed */
+	for (size_t i = 0; i < n; i++) {
+		cr_assert_eq(host_leaf(&h, p + 2 * i * PAGE), 0, "registered %zu", i);
+		cr_assert_eq(host_leaf(&h, p + (2 * i + 1) * PAGE), 1, "between %zu", i);
+	}
+	cr_assert(host_touch(&h, p, HUGE, RW));
 }
 
 /* Takes no signal and is never seen elsewhere: nobody can say what it is in. */
