@@ -11,7 +11,8 @@ struct member {
 	struct umbra_notifier *n; /* NULL: free */
 	uint64_t joined;          /* number of this membership, never used twice */
 	bool leaving;             /* no new callbacks; free once none is in flight */
-	uint32_t in_flight;       /* callbacks running: raised under lock, lowered without */
+	uint32_t entered;         /* callbacks begun */
+	uint32_t left;            /* and over: written without the lock; equal: none is in flight */
 };
 
 struct open_state {
@@ -29,7 +30,7 @@ struct umbra_chain {
 	struct open_state sources[UMBRA_SOURCE_NR];
 };
 
-/* Which members a call goes to, fixed under the lock; each is held (in_flight) until put. */
+/* Which members a call goes to, fixed under the lock; each is held (entered, not left) until put. */
 struct round {
 	uint32_t mask;
 	struct umbra_notifier *n[UMBRA_CHAIN_MAX];
@@ -82,7 +83,7 @@ static void round_get(struct umbra_chain *c, struct round *r)
 
 		if (!m->n || m->leaving)
 			continue;
-		__atomic_fetch_add(&m->in_flight, 1, __ATOMIC_RELAXED);
+		m->entered++;
 		r->n[i] = m->n;
 		r->joined[i] = m->joined;
 		r->mask |= 1U << i;
@@ -101,7 +102,7 @@ static void round_get(struct umbra_chain *c, struct round *r)
 static void round_put(struct umbra_chain *c, const struct round *r)
 {
 	for_each_member (i, r->mask)
-		__atomic_fetch_sub(&c->members[i].in_flight, 1, __ATOMIC_RELEASE);
+		__atomic_fetch_add(&c->members[i].left, 1, __ATOMIC_RELEASE);
 }
 
 static void count_begin(struct umbra_chain *c, const struct umbra_range *r)
@@ -182,7 +183,7 @@ void umbra_chain_unregister(struct umbra_chain *chain, struct umbra_notifier *n)
 			m = &chain->members[i];
 	if (m)
 		m->leaving = true;
-	while (m && __atomic_load_n(&m->in_flight, __ATOMIC_ACQUIRE)) {
+	while (m && __atomic_load_n(&m->left, __ATOMIC_ACQUIRE) != m->entered) {
 		unlock(chain);
 		chain->os->relax();
 		lock(chain);
@@ -209,6 +210,8 @@ static void roll_back(struct umbra_chain *chain, const struct umbra_range *r,
 	uint32_t mask = 0;
 	struct round now;
 
+	if (r->flags & UMBRA_RANGE_FORCED)
+		chain->os->bug("a consumer refused a forced invalidation");
 	lock(chain);
 	count_end(chain, r);
 	round_get(chain, &now);
@@ -225,19 +228,33 @@ static void roll_back(struct umbra_chain *chain, const struct umbra_range *r,
 	round_put(chain, &now);
 }
 
-int umbra_invalidate_start(struct umbra_chain *chain, const struct umbra_range *r)
+/*
+ * The only member, entered; or NULL, if there are more or none. Lock held. A chain of one is what nearly everybody has:
+ * it is spared the loops.
+ */
+static struct umbra_notifier *enter_only(struct umbra_chain *c)
 {
-	struct round round;
+	struct member *m = &c->members[0];
+
+	if (c->used != 1 || !m->n || m->leaving)
+		return NULL;
+	m->entered++;
+	return m->n;
+}
+
+static void leave_only(struct umbra_chain *c)
+{
+	__atomic_fetch_add(&c->members[0].left, 1, __ATOMIC_RELEASE); /* as round_put() */
+}
+
+static int start_members(struct umbra_chain *chain, const struct umbra_range *r,
+			 const struct round *round)
+{
 	uint32_t told = 0;
 	int rc = 0;
 
-	lock(chain);
-	count_begin(chain, r);
-	round_get(chain, &round);
-	unlock(chain);
-
-	for_each_member (i, round.mask) {
-		struct umbra_notifier *n = round.n[i];
+	for_each_member (i, round->mask) {
+		struct umbra_notifier *n = round->n[i];
 
 		if (n->ops->invalidate_range_start)
 			rc = n->ops->invalidate_range_start(n, r);
@@ -245,24 +262,60 @@ int umbra_invalidate_start(struct umbra_chain *chain, const struct umbra_range *
 			break;
 		told |= 1U << i;
 	}
+	if (rc)
+		roll_back(chain, r, round, told);
+	else
+		round_put(chain, round);
+	return rc;
+}
+
+int umbra_invalidate_start(struct umbra_chain *chain, const struct umbra_range *r)
+{
+	struct umbra_notifier *only;
+	struct round round;
+	int rc = 0;
+
+	lock(chain);
+	count_begin(chain, r);
+	only = enter_only(chain);
+	if (!only)
+		round_get(chain, &round);
+	unlock(chain);
+
+	if (!only)
+		return start_members(chain, r, &round);
+	if (only->ops->invalidate_range_start)
+		rc = only->ops->invalidate_range_start(only, r);
 	if (rc) {
-		if (r->flags & UMBRA_RANGE_FORCED)
-			chain->os->bug("a consumer refused a forced invalidation");
-		roll_back(chain, r, &round, told);
+		/* as if it had been the first of a round */
+		round.mask = 1;
+		round.n[0] = only;
+		round.joined[0] =
+			chain->members[0].joined; /* it is held: the place is still its own */
+		roll_back(chain, r, &round, 0);
 		return rc;
 	}
-	round_put(chain, &round);
+	leave_only(chain);
 	return 0;
 }
 
 void umbra_invalidate_end(struct umbra_chain *chain, const struct umbra_range *r)
 {
+	struct umbra_notifier *only;
 	struct round round;
 
 	lock(chain);
 	count_end(chain, r);
-	round_get(chain, &round);
+	only = enter_only(chain);
+	if (!only)
+		round_get(chain, &round);
 	unlock(chain);
+	if (only) {
+		if (only->ops->invalidate_range_end)
+			only->ops->invalidate_range_end(only, r);
+		leave_only(chain);
+		return;
+	}
 	end_members(&round, r, UINT32_MAX);
 	round_put(chain, &round);
 }

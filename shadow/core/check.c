@@ -50,10 +50,10 @@ static bool in_exact_open(const struct umbra_mmu *mmu, struct hva_range r)
 			const struct history_entry *h =
 				&mmu->history[(mmu->starts_nr - i) % UMBRA_HISTORY];
 
-			if (!h->event.open || h->event.source != s)
+			if (!h->open || h->source != s)
 				continue;
 			open++;
-			meets |= h->exact && hva_ranges_meet(h->event.hva, r);
+			meets |= h->exact && hva_ranges_meet(h->hva, r);
 		}
 		if (meets && open == mmu->sources[s].begun - mmu->sources[s].ended)
 			return true;

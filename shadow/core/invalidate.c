@@ -56,7 +56,7 @@ enum inv_verdict inv_retry(const struct umbra_mmu *mmu, struct hva_range leaf,
 	if (s->open_block || mmu->starts_nr - s->starts_nr > UMBRA_HISTORY)
 		return INV_PASSED;
 	for (uint64_t nr = s->starts_nr; nr != mmu->starts_nr; nr++)
-		if (hva_ranges_meet(leaf, mmu->history[nr % UMBRA_HISTORY].event.hva))
+		if (hva_ranges_meet(leaf, mmu->history[nr % UMBRA_HISTORY].hva))
 			return INV_PASSED;
 	return INV_OK;
 }
@@ -74,8 +74,8 @@ void inv_begin(struct umbra_mmu *mmu, const struct umbra_range *r, const struct 
 	const struct hva_range w = hva_range_widen(r->hull);
 	struct history_entry *h = &mmu->history[mmu->starts_nr % UMBRA_HISTORY];
 
-	if (h->event.open) /* falls out of the history before its end */
-		mmu->sources[h->event.source].shown--;
+	if (h->open) /* falls out of the history before its end */
+		mmu->sources[h->source].shown--;
 	s->shown++;
 	if (s->begun == s->ended) {
 		store(&s->lo, w.start.v);
@@ -88,27 +88,20 @@ void inv_begin(struct umbra_mmu *mmu, const struct umbra_range *r, const struct 
 	}
 	store(&s->begun, s->begun + 1);
 	mmu->stats.starts++;
-	*h = (struct history_entry){
-		.event = {
-			.nr = ++mmu->starts_nr,
-			.seq = { mmu->seq },
-			.hva = w,
-			.cause = r->cause,
-			.source = r->source,
-			.who = r->who,
-			.open = true,
-			.zapped_4k = zapped->leaves_4k,
-			.zapped_2m = zapped->leaves_2m,
-		},
-		.exact = r->nr == 0 && !drops_by_gfn(r),
-	};
+	mmu->starts_nr++;
+	h->seq = mmu->seq;
+	h->hva = w;
+	h->who = r->who;
+	h->zapped_4k = zapped->leaves_4k;
+	h->zapped_2m = zapped->leaves_2m;
+	h->cause = (uint8_t)r->cause;
+	h->source = (uint8_t)r->source;
+	h->open = true;
+	h->exact = r->nr == 0 && !drops_by_gfn(r);
 }
 
-/*
- * For people: marks the newest open event that fits. The counts do not depend on it. Looks no further than
- * there are open events of the source: nearly always one, and the newest.
- */
-static void history_close(struct umbra_mmu *mmu, const struct umbra_range *r)
+/* For people: marks the newest open event that fits, or all of the source with its last end. */
+static void history_search(struct umbra_mmu *mmu, const struct umbra_range *r)
 {
 	const struct hva_range w = hva_range_widen(r->hull);
 	struct source_state *s = &mmu->sources[r->source];
@@ -119,16 +112,31 @@ static void history_close(struct umbra_mmu *mmu, const struct umbra_range *r)
 	for (uint64_t i = 1; left && i <= n; i++) {
 		struct history_entry *h = &mmu->history[(mmu->starts_nr - i) % UMBRA_HISTORY];
 
-		if (!h->event.open || h->event.source != r->source)
+		if (!h->open || h->source != r->source)
 			continue;
 		left--;
-		if (!all && (h->event.hva.start.v != w.start.v || h->event.hva.end.v != w.end.v))
+		if (!all && (h->hva.start.v != w.start.v || h->hva.end.v != w.end.v))
 			continue;
-		h->event.open = false;
+		h->open = false;
 		s->shown--;
-		h->event.seq.v = mmu->seq;
+		h->seq = mmu->seq;
 		if (!all)
 			return;
+	}
+}
+
+/* The counts do not depend on it. Nearly always the newest event is the only one that is open. */
+static void history_close(struct umbra_mmu *mmu, const struct umbra_range *r)
+{
+	struct history_entry *h = &mmu->history[(mmu->starts_nr - 1) % UMBRA_HISTORY];
+	struct source_state *s = &mmu->sources[r->source];
+
+	if (s->begun == s->ended && s->shown == 1 && h->open && h->source == r->source) {
+		h->open = false;
+		h->seq = mmu->seq;
+		s->shown = 0;
+	} else {
+		history_search(mmu, r);
 	}
 }
 
@@ -166,6 +174,7 @@ static int start(struct umbra_notifier *n, const struct umbra_range *r)
 	struct zap_arg z = { .mmu = mmu };
 	struct hva_range part;
 	uint64_t ticket;
+	bool settle;
 	int rc;
 
 	if (may_wait || forced)
@@ -173,7 +182,7 @@ static int start(struct umbra_notifier *n, const struct umbra_range *r)
 				  may take it */
 	else if (!mmu->os->mutex_trylock(mmu->lock))
 		return -EAGAIN;
-	if ((r->flags & UMBRA_RANGE_RELOCATES) && pin_meets(mmu, r)) {
+	if (mmu->pins && (r->flags & UMBRA_RANGE_RELOCATES) && pin_meets(mmu, r)) {
 		if (!forced) {
 			mmu->stats.refused++;
 			mmu_unlock(mmu);
@@ -185,6 +194,7 @@ static int start(struct umbra_notifier *n, const struct umbra_range *r)
 		rmap_hva(mmu, part, zap_slot_part, &z);
 	inv_begin(mmu, r, &z.zapped);
 	ticket = flush_post(mmu);
+	settle = mmu->unlinked.count || mmu->cleared.count;
 	mmu_unlock(mmu);
 
 	rc = flush_wait(mmu, ticket, may_wait);
@@ -197,7 +207,7 @@ static int start(struct umbra_notifier *n, const struct umbra_range *r)
 		mmu_unlock(mmu);
 		return -EAGAIN;
 	}
-	if (may_wait && (z.zapped.leaves_4k || z.zapped.leaves_2m)) {
+	if (may_wait && settle && (z.zapped.leaves_4k || z.zapped.leaves_2m)) {
 		mmu_lock(mmu);
 		tables_settle(mmu, SETTLE_BUDGET);
 		mmu_unlock(mmu);
@@ -254,8 +264,19 @@ unsigned int umbra_history(struct umbra_mmu *mmu, struct hva_range r, struct umb
 	for (uint64_t i = 1; i <= n && found < max; i++) {
 		const struct history_entry *h = &mmu->history[(mmu->starts_nr - i) % UMBRA_HISTORY];
 
-		if (hva_ranges_meet(h->event.hva, r))
-			events[found++] = h->event;
+		if (!hva_ranges_meet(h->hva, r))
+			continue;
+		events[found++] = (struct umbra_event){
+			.nr = mmu->starts_nr - i + 1,
+			.seq = { h->seq },
+			.open = h->open,
+			.hva = h->hva,
+			.cause = (enum umbra_cause)h->cause,
+			.source = (enum umbra_source)h->source,
+			.who = h->who,
+			.zapped_4k = h->zapped_4k,
+			.zapped_2m = h->zapped_2m,
+		};
 	}
 	mmu_unlock(mmu);
 	return found;

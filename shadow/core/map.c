@@ -93,11 +93,15 @@ bool spte_change(struct umbra_mmu *mmu, struct spte_iter *it, uint64_t now)
 static void queue_run(struct umbra_mmu *mmu, const struct spte_iter *it, unsigned int from,
 		      unsigned int to)
 {
-	struct spte_iter first = *it;
-
-	first.slot = (uint16_t)(first.slot + from);
-	first.gfn += from * spte_span(it->level);
-	flush_queue_run(mmu, &first, to - from);
+	if (it->root->kind == UMBRA_ROOT_DIRECT)
+		flush_queue_run(
+			mmu,
+			&(struct umbra_flush_entry){
+				.index = (uint64_t)it->table * SPTE_ENTRIES + it->slot + from,
+				.addr = (it->gfn + from) << UMBRA_PAGE_SHIFT,
+				.level = UMBRA_LEVEL_4K,
+			},
+			to - from);
 }
 
 uint32_t spte_drop_run(struct umbra_mmu *mmu, const struct spte_iter *it, unsigned int n)
@@ -265,53 +269,84 @@ static void unlink_leaves(struct umbra_mmu *mmu, struct spte_iter *it, struct za
 	table_retire(mmu, child, false);
 }
 
-static void zap_table(struct umbra_root *root, uint32_t table, struct gfn_range r,
+static void zap_run(struct umbra_mmu *mmu, struct spte_iter *it, unsigned int n,
+		    struct zapped *zapped)
+{
+	const uint32_t dropped = spte_drop_run(mmu, it, n);
+
+	mmu->stats.zapped_4k += dropped;
+	zapped->leaves_4k += dropped;
+}
+
+/* [@start, @end) lies in what @table translates. */
+static void zap_table(struct umbra_root *root, uint32_t table, uint64_t start, uint64_t end,
 		      struct zapped *zapped)
 {
 	struct umbra_mmu *mmu = root->mmu;
 	const struct table *t = &mmu->tables[table];
 	const unsigned int level = t->level;
-	const uint64_t span = spte_span(level), limit = t->gfn + span * SPTE_ENTRIES;
-	const uint64_t start = r.start.v > t->gfn ? r.start.v : t->gfn;
-	const uint64_t end = r.end.v < limit ? r.end.v : limit;
-	struct spte_iter it = { .root = root, .table = table, .level = (uint8_t)level };
+	const uint64_t span = spte_span(level);
+	struct spte_iter it = {
+		.root = root,
+		.sptep = table_entries(mmu, table) + spte_slot(start, level),
+		.gfn = start & ~(span - 1),
+		.table = table,
+		.slot = (uint16_t)spte_slot(start, level),
+		.level = (uint8_t)level,
+	};
 
-	it.gfn = start & ~(span - 1);
-	it.slot = (uint16_t)spte_slot(it.gfn, level);
-	it.sptep = table_entries(mmu, table) + it.slot;
 	if (level == UMBRA_LEVEL_4K) {
-		const uint32_t dropped = spte_drop_run(mmu, &it, (unsigned int)(end - it.gfn));
-
-		mmu->stats.zapped_4k += dropped;
-		zapped->leaves_4k += dropped;
-		it.gfn = end;
+		zap_run(mmu, &it, (unsigned int)(end - start), zapped);
+		start = end;
 	}
-	for (; it.gfn < end && t->count; it.gfn += span, it.slot++, it.sptep++) {
+	for (; start < end && t->count; start = it.gfn += span, it.slot++, it.sptep++) {
+		const uint64_t stop = end - it.gfn < span ? end : it.gfn + span;
+
 		it.old = spte_read(it.sptep);
 		if (!spte_present(it.old))
 			continue;
 		if (spte_is_leaf(it.old, level)) {
 			drop_leaf(mmu, &it);
 			zapped->leaves_2m++;
-		} else if (level == UMBRA_LEVEL_2M && it.gfn >= r.start.v &&
-			   it.gfn + span <= r.end.v &&
+		} else if (level == UMBRA_LEVEL_2M && stop - start == span &&
 			   mmu->tables[spte_child(mmu, it.old)].count > 1) {
 			unlink_leaves(mmu, &it, zapped);
 		} else {
 			/* a child that gets empty cuts itself off */
-			zap_table(root, spte_child(mmu, it.old), r, zapped);
+			zap_table(root, spte_child(mmu, it.old), start, stop, zapped);
 		}
 	}
 	if (is_empty_child(mmu, table))
 		unlink_empty(mmu, table);
 }
 
+/* The short way for what most invalidations are: some 4K leaves of one table, of which others stay. */
+static bool zap_in_block(struct umbra_root *root, uint64_t start, uint64_t end,
+			 struct zapped *zapped)
+{
+	struct umbra_mmu *mmu = root->mmu;
+	struct spte_iter it;
+
+	walk_to(root, start, UMBRA_LEVEL_4K, &it);
+	if (!spte_present(it.old) && it.level > UMBRA_LEVEL_4K)
+		return true; /* nothing there */
+	if (it.level != UMBRA_LEVEL_4K)
+		return false;
+	zap_run(mmu, &it, (unsigned int)(end - start), zapped);
+	map_prune(mmu, it.table);
+	return true;
+}
+
 void map_zap(struct umbra_root *root, struct gfn_range r, struct zapped *zapped)
 {
-	if (r.end.v > GFN_LIMIT)
-		r.end.v = GFN_LIMIT;
-	if (!gfn_range_empty(r))
-		zap_table(root, root->table, r, zapped);
+	const uint64_t start = r.start.v, end = r.end.v < GFN_LIMIT ? r.end.v : GFN_LIMIT;
+
+	if (start >= end)
+		return;
+	if (end - start < UMBRA_HUGE_PAGES && !((start ^ (end - 1)) / UMBRA_HUGE_PAGES) &&
+	    zap_in_block(root, start, end, zapped))
+		return;
+	zap_table(root, root->table, start, end, zapped);
 }
 
 void map_zap_root(struct umbra_root *root)

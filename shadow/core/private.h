@@ -59,8 +59,14 @@ struct source_state {
 	uint32_t shown;  /* events in the history that are open */
 };
 
+/* One struct umbra_event, small. */
 struct history_entry {
-	struct umbra_event event;
+	uint64_t seq;
+	struct hva_range hva;
+	int32_t who;
+	uint32_t zapped_4k, zapped_2m;
+	uint8_t cause, source;
+	bool open;
 	bool exact; /* nothing of the hull may be mapped: no batch, and not of the library itself */
 };
 
@@ -146,9 +152,24 @@ static inline uint64_t spte_read(const uint64_t *sptep)
 	return __atomic_load_n(sptep, __ATOMIC_ACQUIRE);
 }
 
-uint64_t *table_entries(const struct umbra_mmu *mmu, uint32_t table);
+static inline uint64_t *table_entries(const struct umbra_mmu *mmu, uint32_t table)
+{
+	return (uint64_t *)((char *)mmu->config.window + ((uint64_t)table << UMBRA_PAGE_SHIFT));
+}
+
+/* An entry points outside the window: stops the program. */
+void walk_lost(const struct umbra_mmu *mmu) __attribute__((cold, noreturn));
+
 /* The table that a non-leaf entry points to; an entry outside the window is a bug. */
-uint32_t spte_child(const struct umbra_mmu *mmu, uint64_t entry);
+static inline uint32_t spte_child(const struct umbra_mmu *mmu, uint64_t entry)
+{
+	/* what lies below the window is as far beyond it */
+	const uint64_t index = ((entry & SPTE_ADDR) - mmu->config.window_phys) >> UMBRA_PAGE_SHIFT;
+
+	if (index >= mmu->config.window_pages)
+		walk_lost(mmu);
+	return (uint32_t)index;
+}
 
 /* Down to the entry of @gfn at @level, or to the first absent or leaf entry above it. */
 void walk_to(struct umbra_root *root, uint64_t gfn, unsigned int level, struct spte_iter *it);
@@ -222,8 +243,8 @@ void table_retire(struct umbra_mmu *mmu, uint32_t table, bool cleared);
 void table_queue_clear(struct umbra_mmu *mmu, uint32_t table);
 
 void flush_queue(struct umbra_mmu *mmu, const struct spte_iter *it);
-/* The same for @n entries from @it on. */
-void flush_queue_run(struct umbra_mmu *mmu, const struct spte_iter *it, unsigned int n);
+/* The same for @n 4K leaves side by side, of which @e is the first; @e is used up. */
+void flush_queue_run(struct umbra_mmu *mmu, struct umbra_flush_entry *e, unsigned int n);
 /*
  * Returns: what to wait for, so that no CPU uses anything dropped or lowered so far, by whomever. Who finds
  * nothing to drop has not dropped it, and its flush may still be under way.

@@ -112,24 +112,17 @@ void flush_queue(struct umbra_mmu *mmu, const struct spte_iter *it)
 	mmu->queued++;
 }
 
-void flush_queue_run(struct umbra_mmu *mmu, const struct spte_iter *it, unsigned int n)
+void flush_queue_run(struct umbra_mmu *mmu, struct umbra_flush_entry *e, unsigned int n)
 {
 	const struct umbra_mmu_ops *ops = mmu->config.ops;
-	struct umbra_flush_entry e = {
-		.index = (uint64_t)it->table * SPTE_ENTRIES + it->slot,
-		.addr = it->gfn << UMBRA_PAGE_SHIFT,
-		.level = it->level,
-	};
 
-	if (it->root->kind != UMBRA_ROOT_DIRECT)
-		return;
 	mmu->queued += n;
 	if (ops->flush_queue_run) {
-		ops->flush_queue_run(mmu->config.ctx, &e, n);
+		ops->flush_queue_run(mmu->config.ctx, e, n);
 		return;
 	}
-	for (; n; n--, e.index++, e.addr += spte_span(it->level) << UMBRA_PAGE_SHIFT)
-		ops->flush_queue(mmu->config.ctx, &e);
+	for (; n; n--, e->index++, e->addr += UMBRA_PAGE_SIZE)
+		ops->flush_queue(mmu->config.ctx, e);
 }
 
 uint64_t flush_post(struct umbra_mmu *mmu)
@@ -155,17 +148,15 @@ uint64_t flush_post(struct umbra_mmu *mmu)
 
 int flush_wait(struct umbra_mmu *mmu, uint64_t ticket, bool may_wait)
 {
-	uint64_t known = __atomic_load_n(&mmu->waited, __ATOMIC_ACQUIRE);
 	int rc;
 
-	if (ticket == TICKET_NONE || ticket <= known)
+	if (ticket == TICKET_NONE || ticket <= __atomic_load_n(&mmu->waited, __ATOMIC_ACQUIRE))
 		return 0;
 	rc = mmu->config.ops->flush_wait(mmu->config.ctx, ticket, may_wait);
 	if (rc)
 		return rc;
-	while (known < ticket && !__atomic_compare_exchange_n(&mmu->waited, &known, ticket, true,
-							      __ATOMIC_RELEASE, __ATOMIC_ACQUIRE))
-		;
+	/* Two who wait may leave the lesser of their tickets here: then less is known, and it is true. */
+	__atomic_store_n(&mmu->waited, ticket, __ATOMIC_RELEASE);
 	return 0;
 }
 

@@ -4,19 +4,9 @@
 
 #include "private.h"
 
-uint64_t *table_entries(const struct umbra_mmu *mmu, uint32_t table)
+void walk_lost(const struct umbra_mmu *mmu)
 {
-	return (uint64_t *)((char *)mmu->config.window + ((uint64_t)table << UMBRA_PAGE_SHIFT));
-}
-
-uint32_t spte_child(const struct umbra_mmu *mmu, uint64_t entry)
-{
-	const uint64_t phys = entry & SPTE_ADDR;
-	const uint64_t index = (phys - mmu->config.window_phys) >> UMBRA_PAGE_SHIFT;
-
-	if (phys < mmu->config.window_phys || index >= mmu->config.window_pages)
-		mmu->os->bug("I1: a table entry points outside the window");
-	return (uint32_t)index;
+	mmu->os->bug("I1: a table entry points outside the window");
 }
 
 static void iter_at(struct spte_iter *it, struct umbra_root *root, uint32_t table,
@@ -33,11 +23,33 @@ static void iter_at(struct spte_iter *it, struct umbra_root *root, uint32_t tabl
 	it->old = spte_read(it->sptep);
 }
 
+/* One level at a time, with constants for shifts: it is on the way of every fault and of most invalidations. */
+#define WALK_STEP(at)                                                                       \
+	do {                                                                                \
+		slot = spte_slot(gfn, at);                                                  \
+		sptep = table_entries(mmu, table) + slot;                                   \
+		old = spte_read(sptep);                                                     \
+		if (level == (at) || !spte_is_table(old, at)) {                             \
+			*it = (struct spte_iter){ root,         sptep,                      \
+						  old,          gfn & ~(spte_span(at) - 1), \
+						  table,        (uint16_t)slot,             \
+						  (uint8_t)(at) };                          \
+			return;                                                             \
+		}                                                                           \
+		table = spte_child(mmu, old);                                               \
+	} while (0)
+
 void walk_to(struct umbra_root *root, uint64_t gfn, unsigned int level, struct spte_iter *it)
 {
-	iter_at(it, root, root->table, UMBRA_LEVEL_512G, gfn);
-	while (it->level > level && spte_is_table(it->old, it->level))
-		iter_at(it, root, spte_child(root->mmu, it->old), it->level - 1U, gfn);
+	const struct umbra_mmu *mmu = root->mmu;
+	uint32_t table = root->table;
+	uint64_t *sptep, old;
+	unsigned int slot;
+
+	WALK_STEP(UMBRA_LEVEL_512G);
+	WALK_STEP(UMBRA_LEVEL_1G);
+	WALK_STEP(UMBRA_LEVEL_2M);
+	iter_at(it, root, table, UMBRA_LEVEL_4K, gfn);
 }
 
 struct leaf_walk {
@@ -84,39 +96,42 @@ int walk_leaves(struct umbra_root *root, struct gfn_range r,
 	return walk_table(&w, root->table, UMBRA_LEVEL_512G, 0);
 }
 
-static int walk_table_runs(const struct leaf_visitor *v, struct umbra_root *root, uint32_t table,
-			   unsigned int level, struct gfn_range r)
+/* [@start, @end) lies in what @table translates. */
+static int walk_table_runs(const struct leaf_visitor *v, struct spte_iter *at, uint64_t start,
+			   uint64_t end)
 {
-	const uint64_t span = spte_span(level);
-	struct spte_iter it;
+	const uint64_t span = spte_span(at->level);
+	const struct umbra_mmu *mmu = at->root->mmu;
 	int rc = 0;
 
-	if (level == UMBRA_LEVEL_4K) {
-		iter_at(&it, root, table, level, r.start.v);
-		return v->run(v->arg, &it, (unsigned int)(r.end.v - r.start.v));
-	}
-	for (uint64_t gfn = r.start.v, next; !rc && gfn < r.end.v; gfn = next) {
-		next = (gfn & ~(span - 1)) + span;
-		iter_at(&it, root, table, level, gfn);
+	if (at->level == UMBRA_LEVEL_4K)
+		return v->run(v->arg, at, (unsigned int)(end - start));
+	for (uint64_t stop; !rc && start < end; start = stop) {
+		struct spte_iter it;
+
+		iter_at(&it, at->root, at->table, at->level, start);
+		stop = end - it.gfn < span ? end : it.gfn + span;
 		if (!spte_present(it.old))
 			continue;
-		if (spte_is_leaf(it.old, level))
+		if (spte_is_leaf(it.old, it.level)) {
 			rc = v->leaf(v->arg, &it);
-		else
-			rc = walk_table_runs(
-				v, root, spte_child(root->mmu, it.old), level - 1,
-				(struct gfn_range){ { gfn }, { next < r.end.v ? next : r.end.v } });
+		} else {
+			iter_at(&it, at->root, spte_child(mmu, it.old), at->level - 1U, start);
+			rc = walk_table_runs(v, &it, start, stop);
+		}
 	}
 	return rc;
 }
 
 int walk_runs(struct umbra_root *root, struct gfn_range r, const struct leaf_visitor *visitor)
 {
-	if (r.end.v > GFN_LIMIT)
-		r.end.v = GFN_LIMIT;
-	if (gfn_range_empty(r))
+	const uint64_t end = r.end.v < GFN_LIMIT ? r.end.v : GFN_LIMIT;
+	struct spte_iter it;
+
+	if (r.start.v >= end)
 		return 0;
-	return walk_table_runs(visitor, root, root->table, UMBRA_LEVEL_512G, r);
+	iter_at(&it, root, root->table, UMBRA_LEVEL_512G, r.start.v);
+	return walk_table_runs(visitor, &it, r.start.v, end);
 }
 
 uint64_t walk_next_table(struct umbra_root *root, uint64_t gfn, uint64_t limit)
