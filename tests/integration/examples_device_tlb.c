@@ -188,6 +188,10 @@ DeviceTest(a_full_set_replaces)
 			cr_assert_eq(size_at(p + i * stride, WRITE), 1);
 		}
 	cr_assert_eq(stats().entries, DEVICE_TLB_WAYS);
+	/* What is there already is filled into its own place. */
+	cr_assert_eq(fill(p + PAGE, READ), 0);
+	cr_assert_eq(fill(p + PAGE, READ), 0);
+	cr_assert_eq(stats().entries, DEVICE_TLB_WAYS + 1);
 }
 
 DeviceTest(a_batch_drops_what_it_names_and_closes_its_hull)
