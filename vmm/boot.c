@@ -217,6 +217,7 @@ static void write_info(struct vm *vm, const struct image *image)
 		.backing = vm->config.backing,
 		.can_swap = sysinfo(&host) == 0 && host.totalswap != 0,
 		.seed = guest_seed(&vm->config.chaos),
+		.sees_2m = umbra_hostmap_has_scan(vm->hostmap),
 	};
 	memcpy(info->args, vm->config.args, sizeof(info->args));
 }

@@ -47,6 +47,8 @@ struct guest_boot_info {
 	uint32_t can_swap;  /* the host has swap                                            */
 	uint64_t seed;      /* of --chaos, 0 when calm                                      */
 	char args[GUEST_ARGS_MAX]; /* what followed "--", separated by one blank; NUL terminated  */
+	uint32_t sees_2m;          /* the host tells where it maps by 2M: 2M leaves are possible  */
+	uint32_t reserved;         /* 0 */
 };
 
 enum guest_page_kind { GUEST_PAGES_4K = 0, GUEST_PAGES_THP = 1, GUEST_PAGES_HUGETLB = 2 };
