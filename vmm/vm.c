@@ -92,6 +92,11 @@ int vm_fail(struct vm_error *err, enum vmm_exit code, const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(err->text, sizeof(err->text), fmt, ap);
 	va_end(ap);
+	/* Arguments and names of files come from anywhere: they do not command the terminal. */
+	for (char *p = err->text; *p; p++) {
+		if ((unsigned char)*p < ' ' && *p != '\n')
+			*p = '?';
+	}
 	return (int)code;
 }
 

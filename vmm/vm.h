@@ -12,6 +12,7 @@
  *   vcpu      the run loop                  hostcall  what a guest may ask the host to do
  *   emulate   privileged instructions       chaos     host actions at a rate, mix and seed
  *   resolve   the MMU's ops                 sandbox   seccomp, capabilities, Landlock
+ *   limits    what the host allows us       actions   host actions themselves
  *                                           report    what happened, as text and JSON
  *   vm        puts it together, owns struct vm
  */

@@ -261,6 +261,7 @@ Test(args, chaos_points_at_the_bad_word)
 	refused("run --chaos rate=1,,seed=2 image", "character 8", "rate=N");
 	refused("run --chaos rate=1, image", "character 8", "rate=N");
 	refused("run --chaos on,rate=1 image", "\"on\"", "alone");
+	refused("run --chaos mix=\033[31mred image", "\"?[31mred\"", "unknown action");
 	refused("run --chaos count=many image", "\"count=many\"", "whole number");
 }
 
