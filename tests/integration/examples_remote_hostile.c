@@ -49,7 +49,7 @@ static int hostile(int sock, int writable)
 			usleep(500);
 			continue;
 		}
-		switch (progress[1]) {
+		switch ((enum question)progress[1]) {
 		case READ_WORD: answer = mem[0]; break;
 		case MAP_WRITABLE:
 			answer = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) ==
