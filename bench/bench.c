@@ -14,7 +14,8 @@
 
 #define ROUNDS_LEAST 9U
 #define ROUNDS_MOST  101U
-#define TRIES        3    /* of a row, until one was not disturbed */
+#define TRIES        3             /* of a row, until one was not disturbed */
+#define TRY_NS       8000000000ULL /* no further one after that */
 #define SPREAD       0.25 /* p90 over median of the floor: beyond, the machine was not ours */
 #define FOREIGN      0.15 /* CPUs' worth of work by others while we measured */
 #define FOREIGN_NS   200000000ULL /* the kernel counts in ticks: shorter rows cannot tell */
@@ -256,7 +257,8 @@ static unsigned int rounds_of(const struct bench_row *row)
 /* Measures until the machine was quiet, a few times at most. False: a sample failed. */
 static bool measure_quiet(const struct bench_row *row, struct result *r)
 {
-	double limit = row->spread > 0 ? row->spread : SPREAD;
+	const double limit = row->spread > 0 ? row->spread : SPREAD;
+	const uint64_t begun = bench_ns();
 
 	r->rounds = rounds_of(row);
 	for (unsigned int try = 0; try < TRIES; try++) {
@@ -269,7 +271,7 @@ static bool measure_quiet(const struct bench_row *row, struct result *r)
 		r->foreign = foreign_since(&then);
 		r->spread = steady->median > 0 ? steady->p90 / steady->median - 1 : 0;
 		r->noisy = r->spread > limit || r->foreign > FOREIGN;
-		if (!r->noisy)
+		if (!r->noisy || bench_ns() - begun > TRY_NS)
 			break;
 	}
 	return true;

@@ -21,7 +21,7 @@
 #define ROM_RESET  0xfff0
 #define TEXT_MAX   (ROM_CODE - ROM_TEXT)
 #define QEMU_EXITS 1 /* isa-debug-exit: what was written, times 2, plus 1 */
-#define STARTS     4 /* in one sample */
+#define STARTS     2 /* in one sample */
 
 extern char **environ;
 
