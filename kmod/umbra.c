@@ -310,6 +310,9 @@ static void ntf_release(struct mmu_notifier *mn, struct mm_struct *mm)
 	spin_lock(&s->lock);
 	publish_begin(s);
 	WRITE_ONCE(s->state->dead, 1);
+	/* counted as begun and over, so that whoever compares counters looks here */
+	s->begun++;
+	s->ended++;
 	record(s, 0, ~0ULL, UMBRA_NTF_RELEASE, UMBRA_NTF_EVENT_RELEASE, who_calls(s));
 	publish_end(s);
 	spin_unlock(&s->lock);

@@ -130,7 +130,8 @@ struct umbra_ntf_record {
  * struct umbra_ntf_state - written by the kernel inside the callout, before it returns.
  * @seq: odd while the fields of its cache line change together. @begun, @ended: counted over the
  * ranges subscribed; begun - ended are open, all inside [@open_lo, @open_hi). @head: records ever
- * written; @lost: records dropped because the ring was full. @dead: the address space is gone.
+ * written; @lost: records dropped because the ring was full. @dead: the address space is gone;
+ * that counts as one begun and ended.
  * @young_asked, @young_yes: callouts of clear_flush_young, clear_young and test_young, and how many
  * of them found a bit set.
  */
