@@ -91,9 +91,6 @@ int umbra_hostmap_resolve(struct umbra_hostmap *map, struct umbra_chain *chain,
  * moved_by_kernel, never hidden.
  *
  * @out: one line for each mismatch, may be NULL.
- * A page that is there, with all its rights, in another frame than at install is a mismatch, unless the kernel has
- * moved pages by its own since @map was opened (khugepaged's pages_collapsed for a page that is PMD-mapped now, vmstat's
- * pgmigrate_success for any): own calls and userfaultfd cannot see that. It is named as moved_by_kernel, never hidden.
  */
 struct umbra_audit_report {
 	uint64_t leaves, pages, skipped;
@@ -138,7 +135,8 @@ void umbra_own_destroy(struct umbra_own *own);
 
 /*
  * Returns: 0, -ENOMEM, -EEXIST (overlaps), -errno of fstat. Copies @region. Own calls keep regions
- * true: what they unmap, map over, move or mark is cut out, replaced, moved or split. remove: takes
+ * true: what they unmap, map over, move or mark is cut out, replaced, moved or split. add: before
+ * anything of @region is installed; waits for own calls that do not know of it yet. remove: takes
  * what is left between the two ends of @hva; 0, -ENOENT (no region begins and ends there).
  */
 int umbra_region_add(struct umbra_own *own, const struct umbra_region *region);
@@ -147,9 +145,12 @@ int umbra_region_remove(struct umbra_own *own, struct hva_range hva);
 /*
  * The calls. Each is the system call of its name, with invalidate start before and end after it if
  * and where it changes what is mapped. A call refused by a consumer (-EBUSY: pinned) or by the
- * kernel changed nothing that is not announced. Context: any thread that is not the uffd reader,
- * with no lock held that the reader wants; a vCPU thread too. Returns: 0 or a negative errno, as
- * the system call; -EBUSY also for pinned pages.
+ * kernel changed nothing that is not announced. A call that changed something does not return before
+ * calls of other threads that were planned earlier have come through: those may be waiting for a
+ * consumer, or for the uffd reader. Context: any thread that is not the uffd reader, with no lock
+ * held that the reader or a consumer wants; a vCPU thread too. Returns: 0 or a negative errno, as the
+ * system call; -EBUSY also for pinned pages. MADV_COLLAPSE of more than 1 GiB and MADV_POPULATE_WRITE
+ * of more than 8 MiB are made in pieces, each in a bracket of its own: signals and faults come between.
  */
 int umbra_madvise(struct umbra_own *own, struct hva_range r, int advice);
 int umbra_munmap(struct umbra_own *own, struct hva_range r);
@@ -177,7 +178,10 @@ pid_t umbra_fork(struct umbra_own *own);
 int umbra_madvise_batch(struct umbra_own *own, const struct hva_range *v, uint32_t n, int advice,
 			uint32_t *done);
 
-/* A bracket by hand, for calls that Umbra does not know (io_uring, a driver's ioctl). */
+/*
+ * A bracket by hand, for calls that Umbra does not know (io_uring, a driver's ioctl). The end waits as
+ * the calls above do. Returns: 0, -EINVAL (empty), -EBUSY (pinned, and @relocates).
+ */
 int umbra_own_start(struct umbra_own *own, struct hva_range r, enum umbra_cause cause,
 		    bool relocates);
 void umbra_own_end(struct umbra_own *own, struct hva_range r, enum umbra_cause cause,
