@@ -86,14 +86,14 @@ static inline void umbra_ntf_read(const struct umbra_ntf_state *s, struct umbra_
 	do {
 		while ((seq = umbra_ring_load(&s->seq)) & 1)
 			;
-		out->begun = umbra_ring_once(&s->begun);
-		out->ended = umbra_ring_once(&s->ended);
-		out->open_lo = umbra_ring_once(&s->open_lo);
-		out->open_hi = umbra_ring_once(&s->open_hi);
-		out->head = umbra_ring_once(&s->head);
-		out->lost = umbra_ring_once(&s->lost);
-		out->dead = umbra_ring_once(&s->dead);
-		__atomic_thread_fence(__ATOMIC_ACQUIRE);
+		/* acquire, each: none is read after the second look at @seq */
+		out->begun = umbra_ring_load(&s->begun);
+		out->ended = umbra_ring_load(&s->ended);
+		out->open_lo = umbra_ring_load(&s->open_lo);
+		out->open_hi = umbra_ring_load(&s->open_hi);
+		out->head = umbra_ring_load(&s->head);
+		out->lost = umbra_ring_load(&s->lost);
+		out->dead = umbra_ring_load(&s->dead);
 	} while (umbra_ring_once(&s->seq) != seq);
 }
 #endif
