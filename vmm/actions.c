@@ -70,19 +70,19 @@ static bool misaligned(const struct vm *vm, struct hva_range r)
 /* ---- loss --------------------------------------------------------------------------------------
  */
 
+#define LOSS_PIECE (1ULL << 30) /* a tenth of a second where all of it is there */
+
 static int punch(struct vm *vm, struct hva_range r)
 {
 	return umbra_fallocate(vm->own, vm->ram_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 			       r.start.v - vm->ram.v, range_bytes(r));
 }
 
-int64_t action_discard(struct vm *vm, struct hva_range r)
+static int discard_piece(struct vm *vm, struct hva_range r)
 {
 	struct hva_range wide = file_blocks(r);
 	int e;
 
-	if (misaligned(vm, r))
-		return -EINVAL;
 	if (vm->ram_fd < 0)
 		return umbra_madvise(vm->own, r, MADV_DONTNEED);
 	if (!may_split_file(vm))
@@ -95,11 +95,34 @@ int64_t action_discard(struct vm *vm, struct hva_range r)
 	return e;
 }
 
+int64_t action_discard(struct vm *vm, struct hva_range r)
+{
+	struct hva_range piece;
+	int e, more;
+
+	if (misaligned(vm, r))
+		return -EINVAL;
+	while ((more = action_next_piece(vm, LOSS_PIECE, &r, &piece)) > 0) {
+		e = discard_piece(vm, piece);
+		if (e)
+			return e;
+	}
+	return more;
+}
+
 int64_t action_free(struct vm *vm, struct hva_range r)
 {
+	struct hva_range piece;
+	int e, more;
+
 	if (vm->ram_fd >= 0 || is_hugetlb(vm))
 		return -ENOTSUP;
-	return umbra_madvise(vm->own, r, MADV_FREE);
+	while ((more = action_next_piece(vm, LOSS_PIECE, &r, &piece)) > 0) {
+		e = umbra_madvise(vm->own, piece, MADV_FREE);
+		if (e)
+			return e;
+	}
+	return more;
 }
 
 /* ---- protection --------------------------------------------------------------------------------

@@ -15,13 +15,12 @@ void actions_destroy(struct vm *vm);
 enum action_by { ACTION_BY_GUEST, ACTION_BY_CHAOS, ACTION_BY_NR };
 
 /* All: @r is page aligned and all RAM; hugetlb: 2M aligned, or -EINVAL. */
+/* These and split, collapse, swapout can be long: -EINTR when the machine stops in between. */
 int64_t action_discard(struct vm *vm, struct hva_range r);
 int64_t action_free(struct vm *vm, struct hva_range r);
 int64_t action_protect(struct vm *vm, struct hva_range r, enum action_by by);
 /* Puts back what @by still has protected in @r. Not counted. */
 int64_t action_unprotect(struct vm *vm, struct hva_range r, enum action_by by);
-
-/* These three can be long: -EINTR when the machine stops in between. */
 int64_t action_split(struct vm *vm, struct hva_range r);
 /* Blocks of 2M that hold something become one page each. Returns: -EINVAL where there is no such block. */
 int64_t action_collapse(struct vm *vm, struct hva_range r);

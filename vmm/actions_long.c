@@ -23,15 +23,15 @@
 #define PIECE       (16 * UMBRA_HUGE_SIZE)
 #define PIECE_PAGES (PIECE >> UMBRA_PAGE_SHIFT)
 
-/* The first piece of @r, which then begins behind it. Returns: 1; 0 when nothing is left; -EINTR. */
-static int next_piece(struct vm *vm, struct hva_range *r, struct hva_range *piece)
+int action_next_piece(const struct vm *vm, uint64_t size, struct hva_range *r,
+		      struct hva_range *piece)
 {
 	if (r->start.v >= r->end.v)
 		return 0;
 	if (vm_stopping(vm))
 		return -EINTR;
 	*piece = *r;
-	r->start.v = (r->start.v | (PIECE - 1)) + 1;
+	r->start.v = (r->start.v | (size - 1)) + 1;
 	if (r->start.v < r->end.v)
 		piece->end = r->start;
 	return 1;
@@ -110,7 +110,7 @@ int64_t action_split(struct vm *vm, struct hva_range r)
 		return -ENOTSUP;
 	if (vm->config.pages == GUEST_PAGES_4K)
 		return 0;
-	while ((more = next_piece(vm, &r, &piece)) > 0) {
+	while ((more = action_next_piece(vm, PIECE, &r, &piece)) > 0) {
 		e = split_piece(vm, piece);
 		if (e)
 			return e;
@@ -166,7 +166,7 @@ int64_t action_collapse(struct vm *vm, struct hva_range r)
 	e = umbra_madvise(vm->own, r, MADV_HUGEPAGE);
 	if (e)
 		return e;
-	while ((more = next_piece(vm, &r, &piece)) > 0)
+	while ((more = action_next_piece(vm, PIECE, &r, &piece)) > 0)
 		all = answer_for_all(all, collapse_piece(vm, piece));
 	return more ? more : all;
 }
@@ -232,7 +232,7 @@ int64_t action_swapout(struct vm *vm, struct hva_range r)
 		return -ENOTSUP;
 	if (vm->ram_fd < 0 && !vm->actions->host_swaps)
 		return -ENOTSUP; /* nowhere to go; pages of a file are unmapped at least */
-	while ((more = next_piece(vm, &r, &piece)) > 0) {
+	while ((more = action_next_piece(vm, PIECE, &r, &piece)) > 0) {
 		if (!resident_hint(vm, piece))
 			continue;
 		n = swapout_piece(vm, piece);

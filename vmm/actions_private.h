@@ -21,6 +21,13 @@ struct actions {
 	struct action_stats stats;
 };
 
+/*
+ * The first piece of @r that does not cross a multiple of @size, which is a power of 2; @r then begins behind it.
+ * Returns: 1; 0 when nothing is left; -EINTR when the machine is stopping.
+ */
+int action_next_piece(const struct vm *vm, uint64_t size, struct hva_range *r,
+		      struct hva_range *piece);
+
 static inline bool is_hugetlb(const struct vm *vm)
 {
 	return vm->config.pages == GUEST_PAGES_HUGETLB;

@@ -102,6 +102,28 @@ Test(engine_actions, a_stopping_machine_ends_long_actions)
 	cr_expect_eq(action_split(vm, all()), -EINTR);
 	cr_expect_eq(action_collapse(vm, all()), -EINTR);
 	cr_expect_eq(action_swapout(vm, all()), -EINTR);
+	cr_expect_eq(action_discard(vm, all()), -EINTR);
+	cr_expect_eq(*word(5 * GIB + UMBRA_HUGE_SIZE), 5 * GIB, "nothing was done");
+	tear_down();
+	set_up(64 * GIB, GUEST_BACKING_ANON, GUEST_PAGES_4K);
+	vm_stop(vm, VMM_EXIT_INTERRUPTED, "by the test");
+	cr_expect_eq(action_free(vm, all()), -EINTR);
+	tear_down();
+}
+
+Test(engine_actions, long_losses_reach_the_end)
+{
+	set_up(8 * GIB, GUEST_BACKING_ANON, GUEST_PAGES_4K);
+	for (uint64_t gpa = GIB / 2; gpa < 8 * GIB; gpa += GIB / 2)
+		*word(gpa) = gpa;
+	cr_expect_eq(
+		action_discard(vm, (struct hva_range){ { vm->ram.v + GIB / 2 + UMBRA_PAGE_SIZE },
+						       { vm->ram.v + 8 * GIB } }),
+		0);
+	cr_expect_eq(*word(GIB / 2), GIB / 2);
+	for (uint64_t gpa = GIB; gpa < 8 * GIB; gpa += GIB / 2)
+		cr_expect_eq(*word(gpa), 0);
+	cr_expect_eq(action_free(vm, all()), 0);
 	tear_down();
 }
 
