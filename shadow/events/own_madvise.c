@@ -89,20 +89,35 @@ static int plan_all(const struct umbra_own *own, const struct hva_range *v, uint
 	return err;
 }
 
-/* Plans and opens. On error nothing is open, and no plan under way. */
+/*
+ * A populate moves what a read has mapped, and more may be read at any time: held from before the plan,
+ * its range needs to be looked at only once.
+ */
+static int plan_first(const struct umbra_own *own, const struct hva_range *v, uint32_t n,
+		      int advice, struct plan *plan)
+{
+	if (advice != MADV_POPULATE_WRITE || !own->map)
+		return plan_all(own, v, n, advice, plan);
+	plan_init(plan, UMBRA_CAUSE_COW, true);
+	for (uint32_t i = 0; i < n; i++)
+		hva_range_join(&plan->hold, hva_range_widen(v[i]));
+	return 0;
+}
+
+/* Plans and opens. On error nothing is open, and there is no plan. */
 static int open_planned(struct umbra_own *own, const struct hva_range *v, uint32_t n, int advice,
 			struct plan *plan, struct bracket *b)
 {
 	/* The reader takes no REMOVE of a batch for ours by its range: the hull has gaps. */
 	const bool removes = n == 1 && raises_remove(advice);
-	int err = plan_all(own, v, n, advice, plan);
+	int err = plan_first(own, v, n, advice, plan);
 
 	if (!err)
 		err = bracket_start(own, plan, removes ? *v : (struct hva_range){ 0 }, b);
 	if (err || hva_range_empty(plan->hold))
 		goto out;
 	err = plan_all(own, v, n, advice, &b->again);
-	if (err) {
+	if (err) { /* no memory to say what */
 		plan_fini(&b->again);
 		plan_init(&b->again, plan->cause, true);
 		plan_add(&b->again, plan->hold);

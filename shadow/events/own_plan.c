@@ -133,7 +133,7 @@ static int plan_collapse(const struct umbra_own *own, struct hva_range r, struct
 
 /*
  * Present pages that a write moves: shared after a fork, the zero page, private file pages. More of
- * them may come by a read of another thread, so all of @r is held.
+ * them may come by a read of another thread, so the caller holds @r.
  */
 static int plan_populate_write(const struct umbra_own *own, struct hva_range r, struct plan *plan)
 {
@@ -144,7 +144,6 @@ static int plan_populate_write(const struct umbra_own *own, struct hva_range r, 
 
 	if (!own->map)
 		return plan_add(plan, w);
-	hva_range_join(&plan->hold, w);
 	for (uint64_t at = w.start.v; !err && at < w.end.v;) {
 		const uint64_t left = (w.end.v - at) >> UMBRA_PAGE_SHIFT;
 		const size_t n = left < 64 ? left : 64;

@@ -325,7 +325,7 @@ Test(own, populate_write_over_zero_pages_is_bracketed_there)
 	cr_assert(host_touch(&h, p, 8 * PAGE, UMBRA_ACCESS_READ));
 	mark();
 	cr_assert(!advise(p, 8 * PAGE, MADV_POPULATE_WRITE));
-	cr_assert_eq(since(), 1);
+	cr_assert_eq(since(), 2, "the hold, and the two pages");
 	cr_assert_eq(host_leaves(&h, p, 8 * PAGE), 6);
 	cr_assert_eq(host_leaf(&h, p + 4 * PAGE), 0);
 	sound();
