@@ -53,6 +53,7 @@ static int resolve(void *ctx, const struct umbra_resolve_req *req, struct umbra_
 	const struct fake_page *p;
 
 	f->resolves++;
+	f->asked = req->max_level;
 	if (f->resolve_error)
 		return f->resolve_error;
 	if (page >= f->npages)

@@ -58,6 +58,7 @@ struct fake {
 	/* called inside flush_wait, once, with the mmu unlocked: what another thread may do then */
 	void (*in_flush_wait)(struct fake *f);
 	int resolve_error;
+	enum umbra_level asked; /* the largest leaf that the last resolve was asked about */
 	uint64_t resolves, pins_lost;
 };
 
