@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /* Own calls: madvise, one range or a batch. */
 #include <errno.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
 #include "shadow/events/own.h"
 
 static bool raises_remove(int advice)
@@ -139,10 +142,49 @@ static void close_planned(struct umbra_own *own, struct plan *plan, struct brack
 	plan_fini(plan);
 }
 
+/*
+ * Many ranges in one call and with one flush of the TLB: Linux 6.16. What the kernel refuses before that, or because of
+ * one range, is done range by range.
+ */
+#define MANY       128
+#define MANY_BYTES (1ULL << 30) /* the kernel stops in the middle of a range at 2 GiB */
+
+static bool takes_many(int advice, uint32_t n)
+{
+	return n > 1 &&
+	       (advice == MADV_DONTNEED || advice == MADV_DONTNEED_LOCKED || advice == MADV_FREE);
+}
+
+/* Returns: how many from the first on were done, 0 if that one must be done by itself; @many: ask again? */
+static uint32_t call_many(const struct hva_range *v, uint32_t n, int advice, bool *many)
+{
+	struct iovec iov[MANY];
+	uint32_t count = 0, good = 0;
+	uint64_t bytes = 0;
+	long done;
+
+	while (count < n && count < MANY && !hva_range_empty(v[count]) &&
+	       hva_range_len(v[count]) <= MANY_BYTES - bytes) {
+		iov[count] = (struct iovec){ hva_ptr(v[count].start), hva_range_len(v[count]) };
+		bytes += hva_range_len(v[count++]);
+	}
+	if (count < 2)
+		return 0;
+	done = syscall(SYS_process_madvise, PIDFD_SELF_THREAD, iov, count, advice, 0);
+	if (done < 0) {
+		*many = errno == EINVAL || errno == ENOMEM; /* of the first range, perhaps */
+		return 0;
+	}
+	for (bytes = (uint64_t)done; good < count && iov[good].iov_len <= bytes; good++)
+		bytes -= iov[good].iov_len;
+	return good;
+}
+
 static int madvise_planned(struct umbra_own *own, const struct hva_range *v, uint32_t n, int advice,
 			   uint32_t *done)
 {
 	const bool waits = plan_rests_on_others(advice);
+	bool many = takes_many(advice, n);
 	unsigned int phase = 0;
 	struct bracket b;
 	struct plan plan;
@@ -156,7 +198,12 @@ static int madvise_planned(struct umbra_own *own, const struct hva_range *v, uin
 			own_plan_end(own, phase);
 		return first;
 	}
-	for (uint32_t i = 0; i < n; i++) {
+	for (uint32_t i = 0, some; i < n; i++) {
+		some = many ? call_many(&v[i], n - i, advice, &many) : 0;
+		*done += some;
+		i += some;
+		if (i == n)
+			break;
 		err = n == 1 ? call_planned(&plan, *v, advice) : call_madvise(v[i], advice);
 		if (!err && advice == MADV_DONTFORK && !region_reserve(own))
 			region_set_dontfork(own, v[i], true);
