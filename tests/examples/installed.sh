@@ -27,11 +27,11 @@ try() {
 
 # umbra.pc names the prefix: a build directory of its own, with what was built in this one.
 mkdir "$tmp/pc" && cp -a "$BUILD"/. "$tmp/pc" && rm -rf "$tmp/pc/umbra.pc" "$tmp/pc/check"
-try install "$MAKE" --no-print-directory BUILD="$tmp/pc" PREFIX=/opt/umbra DESTDIR="$tmp/root" install
-root=$tmp/root/opt/umbra
+try install "$MAKE" --no-print-directory BUILD="$tmp/pc" PREFIX=/opt/umbra DESTDIR="$tmp/dest" install
+dest=$tmp/dest/opt/umbra
 pc() {
-	PKG_CONFIG_PATH=$root/lib/pkgconfig pkg-config --define-variable=prefix="$root" \
-		--define-variable=libdir="$root/lib" --define-variable=includedir="$root/include" "$@" umbra
+	PKG_CONFIG_PATH=$dest/lib/pkgconfig pkg-config --define-variable=prefix="$dest" \
+		--define-variable=libdir="$dest/lib" --define-variable=includedir="$dest/include" "$@" umbra
 }
 try 'umbra.pc' pc --exists
 
@@ -54,11 +54,11 @@ for cc in gcc clang; do
 		try "remote_demo, $cc" build "$cc" "$tmp/remote-$cc" remote_demo.c remote.c remote_peer.c $libs
 	}
 done
-try 'device_demo, static' build gcc "$tmp/device-static" device_demo.c device_tlb.c "$root/lib/libumbra.a"
+try 'device_demo, static' build gcc "$tmp/device-static" device_demo.c device_tlb.c "$dest/lib/libumbra.a"
 try 'a peer needs no Umbra at all' build gcc "$tmp/peer.o" -I. -c remote_peer.c
 try 'peer: nothing of Umbra' sh -c "! nm -u '$tmp/peer.o' | grep umbra"
 
-export LD_LIBRARY_PATH=$root/lib
+export LD_LIBRARY_PATH=$dest/lib
 try 'device_demo runs' timeout 60 "$tmp/device-gcc"
 try 'device_demo runs, static' timeout 60 env -u LD_LIBRARY_PATH "$tmp/device-static"
 try 'remote_demo runs' timeout 60 "$tmp/remote-gcc"
