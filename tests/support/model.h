@@ -336,6 +336,9 @@ void m_body(struct m_call *call);
 void m_others_go(void);
 
 /* model_ref.c */
+/* The whole pages that @r touches; do two ranges have a byte in common? In the reference's own words. */
+struct hva_range m_widen(struct hva_range r);
+bool m_meet(struct hva_range a, struct hva_range b);
 struct m_slot *m_slot_at(struct m_mmu *m, uint64_t gfn);
 struct m_slot *m_slot_id(struct m_mmu *m, uint64_t id);
 bool m_may_be_huge(const struct m_slot *s, uint64_t gfn);

@@ -126,7 +126,7 @@ static void slot_add(struct m_call *c)
 	c->m->slots[i].out = c->slot.out.v;
 	for (unsigned int k = 0; k < M_SLOTS; k++)
 		if (k != i && c->m->slots[k].used &&
-		    hva_ranges_meet(slot_hull(&c->m->slots[k]), slot_hull(&c->m->slots[i])))
+		    m_meet(slot_hull(&c->m->slots[k]), slot_hull(&c->m->slots[i])))
 			m_saw(SEEN_aliases);
 }
 

@@ -179,7 +179,7 @@ static bool age(struct m_mmu *m, struct gfn_range r, bool clear)
 
 static void young_after(struct m_call *c)
 {
-	const struct hva_range r = hva_range_widen(m_bytes(&c->op));
+	const struct hva_range r = m_widen(m_bytes(&c->op));
 	bool young = false;
 
 	for (unsigned int i = 0; i < M_MMUS * M_SLOTS; i++) {
@@ -423,10 +423,9 @@ static void shoot(struct m_call *c)
 	m_start_before(c);
 	m_body(c);
 	m_start_after(c);
-	m_host_change(c->w, (unsigned int)(c->op.a[5] % 5),
-		      (b->r.hull.start.v - M_HVA) / UMBRA_PAGE_SIZE,
-		      (hva_range_widen(b->r.hull).end.v - (b->r.hull.start.v & ~4095ULL)) /
-			      UMBRA_PAGE_SIZE);
+	m_host_change(
+		c->w, (unsigned int)(c->op.a[5] % 5), (b->r.hull.start.v - M_HVA) / UMBRA_PAGE_SIZE,
+		(m_widen(b->r.hull).end.v - (b->r.hull.start.v & ~4095ULL)) / UMBRA_PAGE_SIZE);
 	c->op.kind = OP_end;
 	m_body(c);
 	m_end_after(c);

@@ -8,6 +8,19 @@
 
 #include <string.h>
 
+struct hva_range m_widen(struct hva_range r)
+{
+	const uint64_t first = r.start.v / UMBRA_PAGE_SIZE, last = (r.end.v - 1) / UMBRA_PAGE_SIZE;
+
+	return (struct hva_range){ { first * UMBRA_PAGE_SIZE }, { (last + 1) * UMBRA_PAGE_SIZE } };
+}
+
+bool m_meet(struct hva_range a, struct hva_range b)
+{
+	return (a.start.v >= b.start.v && a.start.v < b.end.v) ||
+	       (b.start.v >= a.start.v && b.start.v < a.end.v);
+}
+
 struct m_slot *m_slot_at(struct m_mmu *m, uint64_t gfn)
 {
 	for (unsigned int i = 0; i < M_SLOTS; i++) {
@@ -46,9 +59,8 @@ bool m_meets_2m(const struct m_slot *s, uint64_t gfn, struct hva_range r, unsign
 	const uint64_t first = level == 2 ? gfn & ~511ULL : gfn;
 	const uint64_t start = hva_of(s, first);
 
-	return hva_ranges_meet(
-		r, (struct hva_range){ { start },
-				       { start + (level == 2 ? 512 : 1) * UMBRA_PAGE_SIZE } });
+	return m_meet(r, (struct hva_range){
+				 { start }, { start + (level == 2 ? 512 : 1) * UMBRA_PAGE_SIZE } });
 }
 
 void m_drop(struct m_mmu *m, unsigned int r, uint64_t gfn, bool flushed)
@@ -83,7 +95,7 @@ struct gfn_range m_gfns_of(const struct m_slot *s, struct hva_range r)
 	const uint64_t start = hva_of(s, s->gfn), end = hva_of(s, s->gfn + s->npages);
 	struct gfn_range g = { { s->gfn }, { s->gfn } };
 
-	if (!hva_ranges_meet(r, (struct hva_range){ { start }, { end } }))
+	if (!m_meet(r, (struct hva_range){ { start }, { end } }))
 		return g;
 	if (r.start.v > start)
 		g.start.v += (r.start.v - start) / UMBRA_PAGE_SIZE;
@@ -93,7 +105,7 @@ struct gfn_range m_gfns_of(const struct m_slot *s, struct hva_range r)
 
 void m_zap_hva(struct m_mmu *m, struct hva_range r, bool flushed)
 {
-	r = hva_range_widen(r);
+	r = m_widen(r);
 	for (unsigned int i = 0; i < M_SLOTS; i++) {
 		struct gfn_range g;
 
@@ -112,7 +124,7 @@ bool m_must_open(const struct m_world *w, struct hva_range r)
 {
 	for (unsigned int i = 0; i < M_BRACKETS; i++)
 		if (w->brackets[i].state == BRACKET_OPEN &&
-		    hva_ranges_meet(hva_range_widen(w->brackets[i].r.hull), r))
+		    m_meet(m_widen(w->brackets[i].r.hull), r))
 			return true;
 	return false;
 }
@@ -121,14 +133,14 @@ bool m_may_open(const struct m_mmu *m, struct hva_range r)
 {
 	for (unsigned int i = 0; i < UMBRA_SOURCE_NR; i++)
 		if (m->src[i].n &&
-		    hva_ranges_meet(r, (struct hva_range){ { m->src[i].lo }, { m->src[i].hi } }))
+		    m_meet(r, (struct hva_range){ { m->src[i].lo }, { m->src[i].hi } }))
 			return true;
 	return false;
 }
 
 void m_union_add(struct m_union *u, struct hva_range r)
 {
-	r = hva_range_widen(r);
+	r = m_widen(r);
 	if (!u->n || r.start.v < u->lo)
 		u->lo = r.start.v;
 	if (!u->n || r.end.v > u->hi)
@@ -155,17 +167,17 @@ struct hva_range m_asked(const struct m_call *c, unsigned int level)
 
 void m_event(struct m_mmu *m, struct hva_range hull, bool must)
 {
-	hull = hva_range_widen(hull);
+	hull = m_widen(hull);
 	for (unsigned int i = 0; i < M_THREADS; i++) {
 		struct m_call *c = &m->w->threads[i].call;
 
 		if (!m->w->threads[i].busy || !c->resolves || c->m != m)
 			continue;
-		if (must && hva_ranges_meet(hull, m_asked(c, 1)))
+		if (must && m_meet(hull, m_asked(c, 1)))
 			c->must_4k = true;
-		if (must && hva_ranges_meet(hull, m_asked(c, 2)))
+		if (must && m_meet(hull, m_asked(c, 2)))
 			c->must_2m = true;
-		if (hva_ranges_meet(hull, m_asked(c, 2)) || m_may_open(m, m_asked(c, 2)) ||
+		if (m_meet(hull, m_asked(c, 2)) || m_may_open(m, m_asked(c, 2)) ||
 		    ++c->starts > UMBRA_HISTORY / 2)
 			c->may = true;
 	}
@@ -182,7 +194,7 @@ bool m_pinned(const struct m_mmu *m, struct hva_range r, bool lose)
 {
 	bool found = false;
 
-	r = hva_range_widen(r);
+	r = m_widen(r);
 	for (unsigned int i = 0; i < M_PINS; i++) {
 		struct m_pin *p = &m->w->pins[i];
 
@@ -202,7 +214,7 @@ bool m_pinned(const struct m_mmu *m, struct hva_range r, bool lose)
 
 struct hva_range m_part(const struct umbra_range *r, uint32_t i)
 {
-	return hva_range_widen(r->nr ? r->v[i] : r->hull);
+	return m_widen(r->nr ? r->v[i] : r->hull);
 }
 
 /* ---- comparing ------------------------------------------------------------------------------- */
