@@ -1,5 +1,17 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* What a call brackets: exactly what it changes, and nothing if it changes nothing. */
+/*
+ * What a call brackets: exactly what it changes, and nothing if it changes nothing.
+ *
+ * A plan that looks at no page cannot be overtaken: discard, munmap, mmap over, mremap, mprotect change
+ * their range, whatever is there. Of those that look, each foresees what a fault may put there until the
+ * call, and what other own calls change is waited out by those (own_plan_begin()):
+ *  - what cuts a mapping: a large page can come over a cut only where both sides are empty, see vacant();
+ *  - MADV_FREE, PAGEOUT and their like: the range is closed anyway, so only what reaches over its ends
+ *    matters, which is again a cut;
+ *  - MADV_COLD: where a page is missing, or a folio whole, the range is held and planned again;
+ *  - MADV_COLLAPSE: a block not seen as huge is bracketed and collapsed, one seen as huge is left alone;
+ *  - MADV_POPULATE_WRITE: held before it is planned.
+ */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
