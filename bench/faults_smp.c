@@ -7,7 +7,8 @@
 #include "bench.h"
 #include "machine.h"
 
-#define PAGES    1024ULL
+#define PAGES    2048ULL
+#define LOOK_US  1000         /* seldom: each look takes some 20 us from the vCPU on this CPU */
 #define REGION   (8ULL << 20) /* of vCPU 0; that of vCPU 1 comes 8 MiB later */
 #define DISTANCE (8ULL << 20)
 
@@ -45,7 +46,7 @@ static double rate(void *ctx)
 				bench_fail("the guest stopped: %s", e->vm.stop_why);
 				return BENCH_FAILED;
 			}
-			engine_pause(200); /* seldom: who looks takes time from a vCPU */
+			engine_pause(LOOK_US);
 		}
 	ns = bench_ns() - ns;
 	machine_rest(e);
