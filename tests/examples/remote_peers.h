@@ -19,7 +19,7 @@
 #define HEARD(r)     (10 + (int)(r))
 #define HEARD_END    9
 /* Where only the deadline can end a wait, it is one that a peer on a busy machine keeps; elsewhere it never comes. */
-#define SOON  1500U
+#define SOON  2500U
 #define NEVER 60000U
 
 static struct host h;
