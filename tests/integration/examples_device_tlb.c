@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /* The device TLB of examples/, property by property on real memory, then exact under chaos. */
 #include <criterion/criterion.h>
+#include <signal.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include "tests/examples/device_chaos.h"
 
@@ -450,6 +452,7 @@ Test(device_tlb, exact_under_chaos_hugetlb_2m, .timeout = 120)
 	fflush(NULL);
 	pid = fork();
 	if (!pid) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		status = huge_chaos();
 		fflush(NULL);
 		_exit(status);
