@@ -52,17 +52,20 @@ static int call_planned(const struct plan *plan, struct hva_range r, int advice)
 }
 
 /*
- * Advice whose plan other own calls could make wrong. Not the ones that fill pages in: they may wait
- * for a pager, and nobody should wait for them; what they hold is planned again instead.
+ * Advice whose plan other own calls could make wrong. Not advice that changes exactly its range; nor what
+ * fills pages in: it may wait for a pager, and nobody should wait for that. What it holds is planned then.
  */
 static bool plan_rests_on_others(int advice)
 {
+	enum umbra_cause cause;
+	bool relocates;
+
 	switch (advice) {
 	case MADV_POPULATE_WRITE:
 	case MADV_POPULATE_READ:
 	case MADV_WILLNEED:
 	case MADV_GUARD_REMOVE: return false;
-	default: return true;
+	default: return !plan_is_exact(advice, &cause, &relocates);
 	}
 }
 
