@@ -10,8 +10,6 @@
  * Locks: attach_lock (a mutex of the descriptor) -> lock (of the ring and the ranges). The callouts
  * run in process context and take @lock alone.
  */
-#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
-
 #include <linux/capability.h>
 #include <linux/fs.h>
 #include <linux/ktime.h>
@@ -19,7 +17,6 @@
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
 #include <linux/module.h>
-#include <linux/overflow.h>
 #include <linux/pid.h>
 #include <linux/poll.h>
 #include <linux/sched/mm.h>
@@ -47,6 +44,9 @@ static unsigned long max_bitmap_kib = 16384;
 module_param(max_bitmap_kib, ulong, 0644);
 MODULE_PARM_DESC(max_bitmap_kib, "KiB of accessed bits of one subscription (16384)");
 
+/* Charged to the caller's memory cgroup; too much is an error of the caller's, not of the kernel. */
+#define ALLOC_GFP (GFP_KERNEL_ACCOUNT | __GFP_NOWARN)
+
 static atomic_t subscriptions = ATOMIC_INIT(0);
 
 /* Bit @bit of the accessed bitmap stands for the first page of the range. */
@@ -69,15 +69,13 @@ struct subscription {
 	spinlock_t lock;
 	struct ntf_ranges *ranges;
 	struct umbra_ring_producer ring;
-	u64 begun, ended, open_lo, open_hi;
-	u64 young_asked, young_yes;
+	/* Counts what the ranges leave out, too: they change only while nothing at all is open. */
+	u64 open;
 	u32 watermark;
 
-	struct umbra_ntf_state *state;	     /* vmalloc_user: state page, then the ring */
-	struct umbra_ntf_consumer *consumer; /* vmalloc_user: tail page, then the bitmap */
+	struct umbra_ntf_state *state;       /* vmalloc: state page, then the ring */
+	struct umbra_ntf_consumer *consumer; /* vmalloc: tail page, then the bitmap */
 	unsigned long *bitmap;
-	u64 bitmap_bits;
-	u32 page_shift;
 	size_t state_bytes, consumer_bytes;
 
 	wait_queue_head_t wait;
@@ -86,7 +84,7 @@ struct subscription {
 
 /* ---- the ranges ------------------------------------------------------------------------------- */
 
-/* The first range that ends after @addr, or NULL. */
+/* The first range that ends after @addr; behind the last is one that nothing meets. */
 static const struct ntf_range *range_from(const struct ntf_ranges *ranges, u64 addr)
 {
 	u32 lo = 0, hi = ranges->nr;
@@ -99,14 +97,7 @@ static const struct ntf_range *range_from(const struct ntf_ranges *ranges, u64 a
 		else
 			hi = mid;
 	}
-	return lo < ranges->nr ? &ranges->v[lo] : NULL;
-}
-
-static bool ranges_meet(const struct ntf_ranges *ranges, u64 start, u64 end)
-{
-	const struct ntf_range *r = range_from(ranges, start);
-
-	return r && r->start < end;
+	return ranges->v + lo;
 }
 
 /* Copies, checks and numbers the ranges of the caller; @bits: how many they need. */
@@ -116,124 +107,97 @@ static int ranges_get(struct ntf_ranges **out, u64 user, u32 nr, u32 shift, u64 
 	const u64 unit = 1ULL << shift;
 	struct ntf_ranges *ranges;
 	u64 last = 0;
+	int err;
 	u32 i;
 
 	if (!nr || nr > READ_ONCE(max_ranges))
 		return nr ? -ENOSPC : -EINVAL;
-	ranges = kvzalloc(struct_size(ranges, v, nr), GFP_KERNEL_ACCOUNT);
+	ranges = kvzalloc(struct_size(ranges, v, (size_t)nr + 1), ALLOC_GFP);
 	if (!ranges)
 		return -ENOMEM;
 	*bits = 0;
 	for (i = 0; i < nr; i++) {
 		struct umbra_ntf_range r;
 
-		if (copy_from_user(&r, &from[i], sizeof(r))) {
-			kvfree(ranges);
-			return -EFAULT;
-		}
+		err = -EFAULT;
+		if (copy_from_user(&r, &from[i], sizeof(r)))
+			goto fail;
+		err = -EINVAL;
 		if (!PAGE_ALIGNED(r.start | r.end) || r.start >= r.end || r.start < last ||
-		    r.end > TASK_SIZE_MAX) {
-			kvfree(ranges);
-			return -EINVAL;
-		}
+		    r.end > TASK_SIZE_MAX)
+			goto fail;
 		ranges->v[i] = (struct ntf_range){ r.start, r.end, *bits };
+		/* No overflow: all ranges together are less than the address space. */
 		*bits += (round_up(r.end, unit) - round_down(r.start, unit)) >> shift;
 		last = r.end;
 	}
+	ranges->v[nr] = (struct ntf_range){ ~0ULL, ~0ULL };
 	ranges->nr = nr;
 	*out = ranges;
 	return 0;
+fail:
+	kvfree(ranges);
+	return err;
 }
 
 /* ---- the callouts ----------------------------------------------------------------------------- */
 
-/* @lock held. Between these two the fields change together. */
-static void publish_begin(struct subscription *s)
-{
-	WRITE_ONCE(s->state->seq, s->state->seq + 1);
-	smp_wmb(); /* pairs with the acquire of seq in umbra_ntf_read() */
-}
-
-static void publish_end(struct subscription *s)
-{
-	WRITE_ONCE(s->state->begun, s->begun);
-	WRITE_ONCE(s->state->ended, s->ended);
-	WRITE_ONCE(s->state->open_lo, s->open_lo);
-	WRITE_ONCE(s->state->open_hi, s->open_hi);
-	smp_store_release(&s->state->seq, s->state->seq + 1);
-}
-
 static u16 who_calls(const struct subscription *s)
 {
-	u16 flags = 0;
-
-	if (current->mm == s->mm)
-		flags |= UMBRA_NTF_OWNER;
-	if (current->flags & PF_MEMALLOC)
-		flags |= UMBRA_NTF_RECLAIM;
-	if (current->flags & PF_KTHREAD)
-		flags |= UMBRA_NTF_KTHREAD;
-	return flags;
+	return (current->mm == s->mm ? UMBRA_NTF_OWNER : 0) |
+	       (current->flags & PF_MEMALLOC ? UMBRA_NTF_RECLAIM : 0) |
+	       (current->flags & PF_KTHREAD ? UMBRA_NTF_KTHREAD : 0);
 }
 
-/* @lock held, inside publish. Returns whether the watermark is reached. */
-static bool record(struct subscription *s, u64 start, u64 end, u8 kind, u8 event, u16 flags)
+/*
+ * @lock held. Counts one callout and writes its record; the state's own fields are the count, for
+ * nobody else can write them. Returns whether whoever sleeps in poll is to be woken.
+ */
+static bool publish(struct subscription *s, struct umbra_ntf_record *rec)
 {
-	const struct umbra_ntf_record rec = {
-		.start = start,
-		.end = end,
-		.time_ns = ktime_get_ns(),
-		.begun = s->begun,
-		.who = flags & UMBRA_NTF_OWNER ? task_pid_nr(current) : 0,
+	struct umbra_ntf_state *state = s->state;
+	const bool first = state->begun == state->ended;
+	u64 unread;
+
+	WRITE_ONCE(state->seq, state->seq + 1);
+	smp_wmb(); /* pairs with the acquire of seq in umbra_ntf_read() */
+	if (rec->kind == UMBRA_NTF_RELEASE)
+		WRITE_ONCE(state->dead, 1);
+	/* A release counts as begun and ended, so that whoever compares counters looks. */
+	if (rec->kind != UMBRA_NTF_END) {
+		WRITE_ONCE(state->open_lo, first ? rec->start : min(state->open_lo, rec->start));
+		WRITE_ONCE(state->open_hi, first ? rec->end : max(state->open_hi, rec->end));
+		WRITE_ONCE(state->begun, state->begun + 1);
+	}
+	if (rec->kind != UMBRA_NTF_START)
+		WRITE_ONCE(state->ended, state->ended + 1);
+	rec->time_ns = ktime_get_ns();
+	rec->begun = state->begun;
+	rec->flags |= who_calls(s);
+	rec->who = rec->flags & UMBRA_NTF_OWNER ? task_pid_vnr(current) : 0;
+	/* After the counters: whoever has read a record finds it counted. */
+	unread = umbra_ring_push(&s->ring, rec);
+	smp_store_release(&state->seq, state->seq + 1);
+	return unread >= s->watermark;
+}
+
+/* The ranges are the same for a start and its end: both are forwarded, or neither. */
+static void forward(struct mmu_notifier *mn, const struct mmu_notifier_range *range, u8 kind)
+{
+	struct subscription *s = container_of(mn, struct subscription, mn);
+	struct umbra_ntf_record rec = {
+		.start = range->start,
+		.end = range->end,
 		.kind = kind,
-		.event = event,
-		.flags = flags,
+		.event = umbra_event_of(range),
+		.flags = mmu_notifier_range_blockable(range) ? UMBRA_NTF_BLOCKABLE : 0,
 	};
-	u64 lost = s->ring.lost;
-
-	return umbra_ring_push(&s->ring, &rec) >= s->watermark || s->ring.lost != lost;
-}
-
-/* The kernel's numbers are those of the ABI; a kernel where they are not does not build. */
-static u8 event_of(const struct mmu_notifier_range *range)
-{
-	static_assert((int)MMU_NOTIFY_UNMAP == (int)UMBRA_NTF_UNMAP &&
-		      (int)MMU_NOTIFY_CLEAR == (int)UMBRA_NTF_CLEAR &&
-		      (int)MMU_NOTIFY_PROTECTION_VMA == (int)UMBRA_NTF_PROTECTION_VMA &&
-		      (int)MMU_NOTIFY_PROTECTION_PAGE == (int)UMBRA_NTF_PROTECTION_PAGE &&
-		      (int)MMU_NOTIFY_SOFT_DIRTY == (int)UMBRA_NTF_SOFT_DIRTY &&
-		      (int)MMU_NOTIFY_RELEASE == (int)UMBRA_NTF_EVENT_RELEASE &&
-		      (int)MMU_NOTIFY_MIGRATE == (int)UMBRA_NTF_MIGRATE &&
-		      (int)MMU_NOTIFY_EXCLUSIVE == (int)UMBRA_NTF_EXCLUSIVE);
-	return range->event <= MMU_NOTIFY_EXCLUSIVE ? range->event : UMBRA_NTF_OTHER;
-}
-
-/* The filter is the same for a start and its end: ranges change only while nothing is open. */
-static void forward(struct subscription *s, const struct mmu_notifier_range *range, u8 kind)
-{
-	u16 flags = who_calls(s) | (mmu_notifier_range_blockable(range) ? UMBRA_NTF_BLOCKABLE : 0);
-	bool wake;
+	bool wake = false;
 
 	spin_lock(&s->lock);
-	if (!ranges_meet(s->ranges, range->start, range->end)) {
-		spin_unlock(&s->lock);
-		return;
-	}
-	publish_begin(s);
-	if (kind == UMBRA_NTF_START) {
-		if (s->begun++ == s->ended) {
-			s->open_lo = range->start;
-			s->open_hi = range->end;
-		} else {
-			s->open_lo = min_t(u64, s->open_lo, range->start);
-			s->open_hi = max_t(u64, s->open_hi, range->end);
-		}
-	} else {
-		s->ended++;
-		WARN_ON_ONCE(s->ended > s->begun);
-	}
-	wake = record(s, range->start, range->end, kind, event_of(range), flags);
-	publish_end(s);
+	s->open += kind == UMBRA_NTF_START ? 1 : -1;
+	if (range_from(s->ranges, range->start)->start < range->end)
+		wake = publish(s, &rec);
 	spin_unlock(&s->lock);
 	/* The counters are seen before anything that the caller now does to its page tables. */
 	smp_mb();
@@ -243,49 +207,49 @@ static void forward(struct subscription *s, const struct mmu_notifier_range *ran
 
 static int ntf_start(struct mmu_notifier *mn, const struct mmu_notifier_range *range)
 {
-	forward(container_of(mn, struct subscription, mn), range, UMBRA_NTF_START);
+	forward(mn, range, UMBRA_NTF_START);
 	return 0;
 }
 
 static void ntf_end(struct mmu_notifier *mn, const struct mmu_notifier_range *range)
 {
-	forward(container_of(mn, struct subscription, mn), range, UMBRA_NTF_END);
+	forward(mn, range, UMBRA_NTF_END);
 }
 
-/* @lock held. Whether a bit of [@start, @end) is set; clears them all when @clear. */
-static bool bits_young(struct subscription *s, u64 start, u64 end, bool clear)
+/* @lock held. Whether a bit of @r's part of [@start, @end) is set; clears them when @clear. */
+static bool bits_young(struct subscription *s, const struct ntf_range *r, u64 start, u64 end,
+		       bool clear)
 {
-	const struct ntf_range *r = range_from(s->ranges, start);
-	bool young = false;
+	const u32 shift = s->state->page_shift;
+	const u64 base = r->start >> shift;
+	const u64 last = r->bit + ((min(end, r->end) - 1) >> shift) - base;
+	u64 bit = r->bit + (max(start, r->start) >> shift) - base;
+	bool yes = false;
 
-	for (; r && r < s->ranges->v + s->ranges->nr && r->start < end; r++) {
-		u64 base = r->start >> s->page_shift;
-		u64 bit = r->bit + (max(start, r->start) >> s->page_shift) - base;
-		u64 last = r->bit + ((min(end, r->end) - 1) >> s->page_shift) - base;
-
-		while ((bit = find_next_bit(s->bitmap, last + 1, bit)) <= last) {
-			young = true;
-			if (!clear)
-				return true;
-			clear_bit(bit, s->bitmap);
-		}
+	/* Each bit once, though user space may be setting it again. */
+	for (; (bit = find_next_bit(s->bitmap, last + 1, bit)) <= last; bit++) {
+		yes = true;
+		if (!clear)
+			break;
+		clear_bit(bit, s->bitmap);
 	}
-	return young;
+	return yes;
 }
 
 /* Atomic context, under a page-table lock. */
 static bool young(struct mmu_notifier *mn, u64 start, u64 end, bool clear)
 {
 	struct subscription *s = container_of(mn, struct subscription, mn);
-	bool yes = false;
+	const struct ntf_range *r;
+	bool asked = false, yes = false;
 
 	spin_lock(&s->lock);
-	if (ranges_meet(s->ranges, start, end)) {
-		yes = bits_young(s, start, end, clear);
-		WRITE_ONCE(s->state->young_asked, ++s->young_asked);
-		s->young_yes += yes;
-		WRITE_ONCE(s->state->young_yes, s->young_yes);
+	for (r = range_from(s->ranges, start); r->start < end; r++) {
+		asked = true;
+		yes |= bits_young(s, r, start, end, clear);
 	}
+	WRITE_ONCE(s->state->young_asked, s->state->young_asked + asked);
+	WRITE_ONCE(s->state->young_yes, s->state->young_yes + yes);
 	spin_unlock(&s->lock);
 	return yes;
 }
@@ -306,15 +270,15 @@ static umbra_young_t ntf_test_young(struct mmu_notifier *mn, struct mm_struct *m
 static void ntf_release(struct mmu_notifier *mn, struct mm_struct *mm)
 {
 	struct subscription *s = container_of(mn, struct subscription, mn);
+	struct umbra_ntf_record rec = {
+		.end = ~0ULL,
+		.kind = UMBRA_NTF_RELEASE,
+		.event = UMBRA_NTF_EVENT_RELEASE,
+	};
 
 	spin_lock(&s->lock);
-	publish_begin(s);
-	WRITE_ONCE(s->state->dead, 1);
-	/* counted as begun and over, so that whoever compares counters looks here */
-	s->begun++;
-	s->ended++;
-	record(s, 0, ~0ULL, UMBRA_NTF_RELEASE, UMBRA_NTF_EVENT_RELEASE, who_calls(s));
-	publish_end(s);
+	if (!s->state->dead) /* both at once make it come twice */
+		publish(s, &rec);
 	spin_unlock(&s->lock);
 	wake_up_interruptible(&s->wait);
 }
@@ -338,17 +302,15 @@ static struct mm_struct *mm_of(const struct umbra_ntf_attach *a)
 	struct pid *pid;
 
 	if (!(a->flags & UMBRA_NTF_ATTACH_PID)) {
-		mm = current->mm;
-		if (!mm || !mmget_not_zero(mm))
-			return ERR_PTR(-ESRCH);
-		return mm;
+		mmget(current->mm);
+		return current->mm;
 	}
 	pid = find_get_pid(a->pid);
 	task = get_pid_task(pid, PIDTYPE_PID);
 	put_pid(pid);
 	if (!task)
 		return ERR_PTR(-ESRCH);
-	mm = get_task_mm(task);
+	mm = get_task_mm(task); /* none: a kernel thread, or exiting */
 	put_task_struct(task);
 	if (!mm)
 		return ERR_PTR(-ESRCH);
@@ -373,24 +335,24 @@ static int buffers_make(struct subscription *s, struct umbra_ntf_attach *a)
 {
 	const u64 records = 1ULL << a->ring_order;
 	u64 bits;
-	int err;
+	int err = ranges_get(&s->ranges, a->ranges, a->nr_ranges, a->page_shift, &bits);
 
-	err = ranges_get(&s->ranges, a->ranges, a->nr_ranges, a->page_shift, &bits);
 	if (err)
 		return err;
 	bits = max(bits, a->bitmap_bits);
-	if (DIV_ROUND_UP(bits, 8 * 1024) > READ_ONCE(max_bitmap_kib))
+	if (a->ring_order > READ_ONCE(max_ring_order) ||
+	    DIV_ROUND_UP(bits, 8 * 1024) > READ_ONCE(max_bitmap_kib))
 		return -ENOSPC;
 	bits = round_up(bits, BITS_PER_LONG);
 	s->state_bytes = PAGE_ALIGN(PAGE_SIZE + records * sizeof(struct umbra_ntf_record));
 	s->consumer_bytes = PAGE_ALIGN(PAGE_SIZE + bits / 8);
-	s->state = vmalloc_user(s->state_bytes);
-	s->consumer = vmalloc_user(s->consumer_bytes);
+	a->state_bytes = s->state_bytes;
+	a->consumer_bytes = s->consumer_bytes;
+	s->state = __vmalloc(s->state_bytes, ALLOC_GFP | __GFP_ZERO);
+	s->consumer = __vmalloc(s->consumer_bytes, ALLOC_GFP | __GFP_ZERO);
 	if (!s->state || !s->consumer)
 		return -ENOMEM;
 	s->bitmap = (void *)s->consumer + PAGE_SIZE;
-	s->bitmap_bits = bits;
-	s->page_shift = a->page_shift;
 	s->watermark = max(a->watermark, 1U);
 	s->ring = (struct umbra_ring_producer){
 		.records = (void *)s->state + PAGE_SIZE,
@@ -405,47 +367,58 @@ static int buffers_make(struct subscription *s, struct umbra_ntf_attach *a)
 		.record_size = sizeof(struct umbra_ntf_record),
 		.nr_records = records,
 		.bitmap_bits = bits,
-		.page_shift = s->page_shift,
+		.page_shift = a->page_shift,
 	};
 	return 0;
 }
 
-static int attach(struct subscription *s, struct umbra_ntf_attach *a)
+static bool attach_valid(const struct umbra_ntf_attach *a)
+{
+	return !(a->flags & ~UMBRA_NTF_ATTACH_PID) && (a->flags || !a->pid) &&
+	       a->ring_order >= UMBRA_NTF_RING_ORDER_MIN &&
+	       a->ring_order <= UMBRA_NTF_RING_ORDER_MAX && a->watermark <= 1U << a->ring_order &&
+	       a->page_shift >= PAGE_SHIFT && a->page_shift <= UMBRA_NTF_PAGE_SHIFT_MAX &&
+	       a->bitmap_bits <= UMBRA_NTF_BITMAP_BITS_MAX && !a->reserved0 && !a->reserved[0] &&
+	       !a->reserved[1];
+}
+
+/* From its return on callouts come: everything is ready before it, and nothing fails after it. */
+static int watch(struct subscription *s, struct mm_struct *mm)
+{
+	int err;
+
+	s->mm = mm;
+	err = mmu_notifier_register(&s->mn, mm);
+	if (!err) {
+		mmgrab(mm);
+		s->owner = current->mm;
+		mmgrab(s->owner);
+		/* pairs with the acquire in mmap and poll, which take no mutex */
+		smp_store_release(&s->attached, true);
+	}
+	mmput(mm);
+	return err;
+}
+
+static int attach(struct subscription *s, struct umbra_ntf_attach *a, void __user *user)
 {
 	struct mm_struct *mm;
 	int err;
 
 	if (s->attached)
 		return -EBUSY;
-	if (a->flags & ~UMBRA_NTF_ATTACH_PID || a->reserved0 || a->reserved[0] || a->reserved[1] ||
-	    a->ring_order < UMBRA_NTF_RING_ORDER_MIN || a->ring_order > UMBRA_NTF_RING_ORDER_MAX ||
-	    a->page_shift < PAGE_SHIFT || a->page_shift > 30 || a->watermark > 1U << a->ring_order ||
-	    (!(a->flags & UMBRA_NTF_ATTACH_PID) && a->pid) || a->bitmap_bits > 1ULL << 40)
+	if (!attach_valid(a))
 		return -EINVAL;
-	if (a->ring_order > READ_ONCE(max_ring_order))
-		return -ENOSPC;
-	mm = mm_of(a);
-	if (IS_ERR(mm))
-		return PTR_ERR(mm);
 	err = buffers_make(s, a);
-	if (err)
-		goto out;
-	/* From its return on callouts come: everything is ready before it. */
-	s->mm = mm;
-	err = mmu_notifier_register(&s->mn, mm);
-	if (err)
-		goto out;
-	mmgrab(mm);
-	s->owner = current->mm;
-	mmgrab(s->owner);
-	a->state_bytes = s->state_bytes;
-	a->consumer_bytes = s->consumer_bytes;
-	/* pairs with the acquire in mmap and poll, which take no lock */
-	smp_store_release(&s->attached, true);
-out:
+	if (!err && copy_to_user(user, a, sizeof(*a)))
+		err = -EFAULT;
+	/* Last, so that user space cannot make us hold somebody's memory while we wait for its own. */
+	if (!err) {
+		mm = mm_of(a);
+		err = IS_ERR(mm) ? PTR_ERR(mm) : watch(s, mm);
+	}
 	if (err)
 		buffers_free(s);
-	mmput(mm);
 	return err;
 }
 
@@ -461,13 +434,15 @@ static int ranges_set(struct subscription *s, const struct umbra_ntf_ranges *a)
 		return -EIO;
 	if (a->reserved[0] || a->reserved[1])
 		return -EINVAL;
-	err = ranges_get(&other, a->ranges, a->nr_ranges, s->page_shift, &bits);
+	err = ranges_get(&other, a->ranges, a->nr_ranges, s->state->page_shift, &bits);
 	if (err)
 		return err;
 	spin_lock(&s->lock);
-	if (bits > s->bitmap_bits)
+	if (bits > s->state->bitmap_bits)
 		err = -ENOSPC;
-	else if (s->begun != s->ended)
+	else if (s->state->dead)
+		err = -ESRCH;
+	else if (s->open)
 		err = -EBUSY;
 	else
 		swap(s->ranges, other);
@@ -480,23 +455,21 @@ static int ranges_set(struct subscription *s, const struct umbra_ntf_ranges *a)
 
 static int umbra_open(struct inode *inode, struct file *file)
 {
-	struct subscription *s;
+	struct subscription *s = kzalloc(sizeof(*s), GFP_KERNEL_ACCOUNT);
 
+	if (!s)
+		return -ENOMEM;
 	if (atomic_inc_return(&subscriptions) > READ_ONCE(max_subscriptions)) {
 		atomic_dec(&subscriptions);
+		kfree(s);
 		return -EMFILE;
-	}
-	s = kzalloc(sizeof(*s), GFP_KERNEL_ACCOUNT);
-	if (!s) {
-		atomic_dec(&subscriptions);
-		return -ENOMEM;
 	}
 	mutex_init(&s->attach_lock);
 	spin_lock_init(&s->lock);
 	init_waitqueue_head(&s->wait);
 	s->mn.ops = &ntf_ops;
 	file->private_data = s;
-	return nonseekable_open(inode, file);
+	return 0;
 }
 
 static int umbra_release(struct inode *inode, struct file *file)
@@ -510,7 +483,6 @@ static int umbra_release(struct inode *inode, struct file *file)
 		mmdrop(s->mm);
 	}
 	buffers_free(s);
-	mutex_destroy(&s->attach_lock);
 	kfree(s);
 	atomic_dec(&subscriptions);
 	return 0;
@@ -541,20 +513,30 @@ static long umbra_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 	if (mutex_lock_interruptible(&s->attach_lock))
 		return -EINTR;
 	switch (cmd) {
-	case UMBRA_NTF_ATTACH:
-		err = arg_get(&a, sizeof(a), user);
-		err = err ?: attach(s, &a);
-		if (!err && copy_to_user(user, &a, sizeof(a)))
-			err = -EFAULT;
-		break;
+	case UMBRA_NTF_ATTACH: err = arg_get(&a, sizeof(a), user) ?: attach(s, &a, user); break;
 	case UMBRA_NTF_RANGES:
-		err = arg_get(&ranges, sizeof(ranges), user);
-		err = err ?: ranges_set(s, &ranges);
+		err = arg_get(&ranges, sizeof(ranges), user) ?: ranges_set(s, &ranges);
 		break;
-	default:
-		err = -ENOTTY;
+	default: err = -ENOTTY;
 	}
 	mutex_unlock(&s->attach_lock);
+	return err;
+}
+
+/* Maps the @pgoff-th page of @base on; all at once, so that nothing faults later. */
+static int map_shared(struct vm_area_struct *vma, void *base, size_t bytes, unsigned long pgoff)
+{
+	const unsigned long pages = bytes >> PAGE_SHIFT, wanted = vma_pages(vma);
+	unsigned long i;
+	int err = 0;
+
+	if (pgoff >= pages || wanted > pages - pgoff)
+		return -EINVAL;
+	/* Not in a child, which would be a second consumer of the same ring. */
+	vm_flags_set(vma, VM_DONTCOPY | VM_DONTEXPAND | VM_DONTDUMP);
+	for (i = 0; i < wanted && !err; i++)
+		err = vm_insert_page(vma, vma->vm_start + (i << PAGE_SHIFT),
+				     vmalloc_to_page(base + ((pgoff + i) << PAGE_SHIFT)));
 	return err;
 }
 
@@ -563,18 +545,16 @@ static int umbra_mmap(struct file *file, struct vm_area_struct *vma)
 	const unsigned long consumer = UMBRA_NTF_OFFSET_CONSUMER >> PAGE_SHIFT;
 	struct subscription *s = file->private_data;
 
-	if (!smp_load_acquire(&s->attached))
+	if (!smp_load_acquire(&s->attached)) /* pairs with the release in attach() */
 		return -ENOTCONN;
 	if (!(vma->vm_flags & VM_SHARED))
 		return -EINVAL;
-	/* A child would be a second consumer of the same ring. */
-	vm_flags_set(vma, VM_DONTCOPY);
 	if (vma->vm_pgoff >= consumer)
-		return remap_vmalloc_range(vma, s->consumer, vma->vm_pgoff - consumer);
+		return map_shared(vma, s->consumer, s->consumer_bytes, vma->vm_pgoff - consumer);
 	if (vma->vm_flags & VM_WRITE)
-		return -EPERM;
+		return -EACCES;
 	vm_flags_clear(vma, VM_MAYWRITE);
-	return remap_vmalloc_range(vma, s->state, vma->vm_pgoff);
+	return map_shared(vma, s->state, s->state_bytes, vma->vm_pgoff);
 }
 
 static __poll_t umbra_poll(struct file *file, poll_table *table)
@@ -583,7 +563,7 @@ static __poll_t umbra_poll(struct file *file, poll_table *table)
 	__poll_t mask = 0;
 
 	poll_wait(file, &s->wait, table);
-	if (!smp_load_acquire(&s->attached))
+	if (!smp_load_acquire(&s->attached)) /* pairs with the release in attach() */
 		return EPOLLERR;
 	spin_lock(&s->lock);
 	if (umbra_ring_unread(&s->ring) >= s->watermark)
@@ -602,7 +582,6 @@ static const struct file_operations umbra_fops = {
 	.compat_ioctl = compat_ptr_ioctl,
 	.mmap = umbra_mmap,
 	.poll = umbra_poll,
-	.llseek = noop_llseek,
 };
 
 static struct miscdevice umbra_device = {

@@ -28,6 +28,9 @@
 #define UMBRA_NTF_RING_ORDER_MIN 4  /* 16 records */
 #define UMBRA_NTF_RING_ORDER_MAX 20 /* 1 Mi records; the module's max_ring_order may be less */
 
+#define UMBRA_NTF_PAGE_SHIFT_MAX  30
+#define UMBRA_NTF_BITMAP_BITS_MAX (1ULL << 40)
+
 /* A byte range of the subscribed address space; both ends on pages, start < end. */
 struct umbra_ntf_range {
 	__u64 start, end;
@@ -39,7 +42,7 @@ enum umbra_ntf_attach_flags {
 
 /*
  * struct umbra_ntf_attach - argument of UMBRA_NTF_ATTACH, once for a descriptor.
- * @size: sizeof this struct. @flags: enum umbra_ntf_attach_flags. @pid: in the caller's namespace.
+ * @size: sizeof this struct. @flags: enum umbra_ntf_attach_flags. @pid: in the caller's namespace; 0 for its own.
  * @ranges: address of @nr_ranges struct umbra_ntf_range, sorted, apart from each other.
  * @ring_order: log2 of the records in the ring. @watermark: poll wakes at so many unread records;
  *   0 is 1. @page_shift: one bit of the accessed bitmap stands for 1 << page_shift bytes (12 .. 30).
@@ -74,12 +77,14 @@ struct umbra_ntf_ranges {
 };
 
 /*
- * ATTACH errors: EFAULT; EINVAL a value out of range or reserved not zero; E2BIG size is of a newer
- *   ABI; EBUSY attached already; ESRCH no such process, or it has no memory; EPERM pid without
- *   CAP_SYS_PTRACE over that memory's namespace; ENOSPC past a limit of the module; ENOMEM;
- *   EINTR a signal came, call again.
- * RANGES errors: EIO not the address space that attached; EBUSY an invalidation is open, call again;
- *   ENOSPC the bitmap has too few bits; ENOTCONN not attached.
+ * ATTACH errors: EFAULT; EINVAL a value out of range, ranges not sorted, or reserved not zero; E2BIG
+ *   size is of a newer ABI; EBUSY attached already; ESRCH no such process, or it has no memory; EPERM
+ *   pid without CAP_SYS_PTRACE over that memory's namespace; ENOSPC past a limit of the module;
+ *   ENOMEM; EINTR a signal came, call again. After an error nothing is attached.
+ * RANGES errors: EIO not the address space that attached; EBUSY an invalidation is open anywhere in
+ *   the address space, call again; ENOSPC past max_ranges, or the bitmap has too few bits; ENOTCONN
+ *   not attached; ESRCH the address space is gone; EFAULT, EINVAL, E2BIG, ENOMEM, EINTR as above.
+ *   After an error the ranges are those of before.
  */
 #define UMBRA_NTF_ATTACH _IOWR('u', 0xb0, struct umbra_ntf_attach)
 #define UMBRA_NTF_RANGES _IOW('u', 0xb1, struct umbra_ntf_ranges)
@@ -113,8 +118,8 @@ enum umbra_ntf_flags {
 /*
  * struct umbra_ntf_record - one callout.
  * @start, @end: bytes as the kernel gave them; @end may be ~0. @time_ns: CLOCK_MONOTONIC.
- * @begun: the state's @begun after this callout. @who: thread id in the first pid namespace when
- * the caller is of the subscribed address space, else 0.
+ * @begun: the state's @begun after this callout. @who: the caller's gettid() when it
+ * runs in the subscribed address space, else 0.
  */
 struct umbra_ntf_record {
 	__u64 start, end;
