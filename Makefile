@@ -154,7 +154,7 @@ $(RACE_BIN): %: %.o $(BUILD)/tsan/libsupport.a $(BUILD)/tsan/libvmm.a $(BUILD)/t
 
 $(COV_BIN:=.o) $(call objects,cov,$(SUPPORT_SRC)): UCFLAGS += $(CRIT_CFLAGS)
 $(COV_BIN): %: %.o $(BUILD)/cov/libsupport.a $(BUILD)/cov/libvmm.a $(BUILD)/cov/libumbra.a
-	$(call say,LD,$@)$(CC) -pthread --coverage -o $@ $^ $(CRIT_LIBS) $(VMM_LIBS)
+	$(call say,LD,$@)$(CC) -pthread --coverage -Wl,--wrap=_exit,--wrap=abort -o $@ $^ $(CRIT_LIBS) $(VMM_LIBS)
 
 # clang must be as silent as gcc; a header must compile alone.
 LINT := $(patsubst %.c,$(BUILD)/lint/%.ok,$(filter %.c,$(LIB_SRC) $(VMM_SRC) $(CRIT_SRC) $(RACE_SRC) $(SUPPORT_SRC) \

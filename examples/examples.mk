@@ -6,8 +6,10 @@ EXAMPLE_TLB    := examples/device_tlb.c
 EXAMPLE_REMOTE := examples/remote.c examples/remote_peer.c
 ALL_HDR += $(sort $(wildcard examples/*.h))
 
-$(BUILD)/asan/tests/integration/examples_device_tlb: $(EXAMPLE_TLB:%.c=$(BUILD)/asan/%.o)
-$(BUILD)/tsan/tests/race/race_device_tlb: $(EXAMPLE_TLB:%.c=$(BUILD)/tsan/%.o)
-$(BUILD)/asan/tests/integration/examples_remote: $(EXAMPLE_REMOTE:%.c=$(BUILD)/asan/%.o)
-$(BUILD)/asan/tests/integration/examples_remote_hostile: $(EXAMPLE_REMOTE:%.c=$(BUILD)/asan/%.o)
-$(BUILD)/tsan/tests/race/race_remote: $(EXAMPLE_REMOTE:%.c=$(BUILD)/tsan/%.o)
+# $1 variant
+define link_examples
+$(BUILD)/$1/tests/integration/examples_device_tlb $(BUILD)/$1/tests/race/race_device_tlb: $(EXAMPLE_TLB:%.c=$(BUILD)/$1/%.o)
+$(BUILD)/$1/tests/integration/examples_remote $(BUILD)/$1/tests/integration/examples_remote_hostile \
+$(BUILD)/$1/tests/race/race_remote: $(EXAMPLE_REMOTE:%.c=$(BUILD)/$1/%.o)
+endef
+$(foreach v,asan tsan cov,$(eval $(call link_examples,$v)))
