@@ -301,10 +301,17 @@ static void handle_io(struct vcpu *v)
 	}
 	v->place = MONITOR_AT_STUB;
 	v->flushing = false;
-	if (port >= MONITOR_PORT_VECTOR && port < MONITOR_PORT_VECTOR + 32)
-		exits_vector(v, port - MONITOR_PORT_VECTOR);
-	else
+	if (port < MONITOR_PORT_VECTOR || port >= MONITOR_PORT_VECTOR + 32) {
 		vcpu_bug(v, "the monitor left by port %#x", port);
+		return;
+	}
+	exits_vector(v, port - MONITOR_PORT_VECTOR);
+	/*
+	 * Straight to the iretq: the stub would drop the error code first, and one interpreted instruction costs more
+	 * than to hand in the registers (0.8 us of a fault's 39: bench/fault1).
+	 */
+	monitor_aim_resume(v->index, &v->run->s.regs.regs);
+	v->run->kvm_dirty_regs |= KVM_SYNC_X86_REGS;
 }
 
 static void handle_error(struct vcpu *v, int error)
