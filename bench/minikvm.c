@@ -79,6 +79,8 @@ enum {
 	PD_HIGH = 0xb000,
 	PT_CODE = 0xc000,
 	CODE3 = 0x200000,
+	TABLES = 0x400000, /* of block i at + i * 4096 */
+	DATA = 0x1000000,
 	EXITS3 = 0x800, /* in that page */
 };
 
@@ -94,7 +96,7 @@ __asm__(".pushsection .rodata\n"
 	"	jmp 1b\n"
 	"minikvm_stub:\n"
 	"	outb %al, $0xc0\n"
-	"	add $8, %rsp\n"
+	"minikvm_iretq:\n"
 	"	iretq\n"
 	"minikvm_code0_end:\n"
 	"minikvm_sweep:\n" /* rdi: first page, rcx: pages */
@@ -105,8 +107,8 @@ __asm__(".pushsection .rodata\n"
 	"	mov %rcx, (%rcx)\n"
 	"minikvm_sweep_end:\n"
 	".popsection\n");
-extern const uint8_t minikvm_exits[], minikvm_stub[], minikvm_code0_end[], minikvm_sweep[],
-	minikvm_sweep_end[];
+extern const uint8_t minikvm_exits[], minikvm_stub[], minikvm_iretq[], minikvm_code0_end[],
+	minikvm_sweep[], minikvm_sweep_end[];
 
 static struct kvm_segment flat(uint16_t selector, int code)
 {
@@ -151,7 +153,7 @@ static void build_memory(struct minikvm *m)
 	at(m, PD_LOW)[1] = PT_CODE | 7;
 	at(m, PT_CODE)[0] = CODE3 | 5;
 	for (uint64_t i = 0; i < MINIKVM_BLOCKS; i++)
-		at(m, PD_HIGH)[i] = (MINIKVM_TABLES + i * 4096) | 7;
+		at(m, PD_HIGH)[i] = (TABLES + i * 4096) | 7;
 }
 
 int minikvm_long_mode(struct minikvm *m)
@@ -194,7 +196,7 @@ static int aim(struct minikvm *m, const struct kvm_regs *regs, unsigned int ring
 	sregs.idt.limit = 16 * 32 - 1;
 	if (ioctl(m->vcpu, KVM_SET_SREGS, &sregs) || ioctl(m->vcpu, KVM_SET_REGS, regs))
 		return -errno;
-	m->run->kvm_valid_regs = KVM_SYNC_X86_SREGS;
+	m->run->kvm_valid_regs = KVM_SYNC_X86_SREGS | KVM_SYNC_X86_REGS;
 	return 0;
 }
 
@@ -219,4 +221,19 @@ int minikvm_aim_sweep(struct minikvm *m, uint64_t block)
 	};
 
 	return aim(m, &regs, 3);
+}
+
+bool minikvm_install(struct minikvm *m)
+{
+	struct kvm_sync_regs *s = &m->run->s.regs;
+	uint64_t page = (s->sregs.cr2 - MINIKVM_VIRT) >> 12;
+
+	if (s->sregs.cr2 < MINIKVM_VIRT || page >= MINIKVM_BLOCKS * MINIKVM_PAGES)
+		return false;
+	__atomic_store_n(&at(m, TABLES)[page], (DATA + page % MINIKVM_PAGES * 4096) | 7,
+			 __ATOMIC_RELEASE);
+	s->regs.rip = CODE0 + (uint64_t)(minikvm_iretq - minikvm_exits);
+	s->regs.rsp = STACK_TOP - 5 * sizeof(uint64_t);
+	m->run->kvm_dirty_regs = KVM_SYNC_X86_REGS;
+	return true;
 }

@@ -53,21 +53,10 @@ int minikvm_aim_exits(struct minikvm *m, unsigned int ring);
  */
 int minikvm_aim_sweep(struct minikvm *m, uint64_t block);
 
-#define MINIKVM_TABLES (4ULL << 20) /* guest-physical: table of block i at + i * 4096 */
-#define MINIKVM_DATA   (16ULL << 20)
-
-/* What a VMM must do at least: store the entry. Returns: false at the end of the sweep. */
-static inline bool minikvm_install(struct minikvm *m)
-{
-	uint64_t cr2 = m->run->s.regs.sregs.cr2;
-	uint64_t page = (cr2 - MINIKVM_VIRT) >> 12;
-	uint64_t *tables = (uint64_t *)(void *)(m->mem + MINIKVM_TABLES);
-
-	if (cr2 < MINIKVM_VIRT || page >= MINIKVM_BLOCKS * MINIKVM_PAGES)
-		return false;
-	__atomic_store_n(&tables[page], (MINIKVM_DATA + page % MINIKVM_PAGES * 4096) | 7,
-			 __ATOMIC_RELEASE);
-	return true;
-}
+/*
+ * What a VMM must do at least: store the entry, and aim the vCPU at the iretq, which costs less than to let it execute
+ * the instruction that drops the error code. Returns: false at the end of the sweep.
+ */
+bool minikvm_install(struct minikvm *m);
 
 #endif
