@@ -50,7 +50,7 @@ static void wait_for_progress(unsigned int vcpu)
 	}
 }
 
-Test(engine_shootdown, five_thousand_kicks_and_none_is_lost, .timeout = 60)
+Test(engine_shootdown, five_thousand_kicks_and_none_is_lost, .timeout = 600)
 {
 	begin(1, GUEST_PAGES_4K);
 	engine_tell(&e, 0, ENGINE_HAMMER, ENGINE_LOOSE, 0);
