@@ -75,8 +75,9 @@ struct umbra_root {
 	struct umbra_root *next;
 	enum umbra_root_kind kind;
 	uint32_t table;
-	uint64_t leaves_4k, leaves_2m;
 	uint64_t reserved[SPTE_ENTRIES / 64]; /* top-level entries of the embedder */
+	/* written all the time: a cache line away from what lookups read */
+	uint64_t leaves_4k, leaves_2m;
 };
 
 struct umbra_mmu {
@@ -84,6 +85,8 @@ struct umbra_mmu {
 	struct umbra_mmu_config config;
 	const struct umbra_os *os;
 	void *lock;
+	uint64_t free_gen; /* written under lock, read without: a table page was given back */
+	char apart[64];    /* what lookups read is above, what is written all the time below */
 
 	/*
 	 * All below: under lock, unless said otherwise. Nothing is allocated or freed under it: fork()
@@ -99,7 +102,6 @@ struct umbra_mmu {
 	bool lowered;         /* of what is queued, something takes a translation or a right away */
 	uint64_t lowered_ticket; /* given by the newest post with such a thing in it */
 	uint64_t waited;         /* atomic: all up to here is known to be out of use */
-	uint64_t free_gen;       /* written under lock, read without: a table page was given back */
 
 	struct slot *slots;
 	struct slot_by_hva *by_hva;

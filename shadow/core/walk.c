@@ -146,12 +146,31 @@ uint64_t walk_next_table(struct umbra_root *root, uint64_t gfn, uint64_t limit)
 	return UINT64_MAX;
 }
 
+/*
+ * One step of a lookup: @entry becomes the one of @gfn in the table that it points to. What is read from a table page in
+ * transit may point anywhere: beyond the window nothing is read. The address is one addition away from the entry before,
+ * all the rest of the work is beside the chain of loads (bench/walk.c).
+ */
+#define LOOKUP_STEP(at)                                                                \
+	do {                                                                           \
+		const uint64_t place = beside + spte_slot(gfn, at) * sizeof(uint64_t); \
+		const uint64_t table = entry & SPTE_ADDR;                              \
+                                                                                       \
+		if (__builtin_expect(table - phys >= bytes, 0))                        \
+			goto odd;                                                      \
+		entry = spte_read((const uint64_t *)(uintptr_t)(table + place));       \
+		if (!spte_present(entry))                                              \
+			goto absent;                                                   \
+	} while (0)
+
 int umbra_lookup(struct umbra_root *root, gpa_t gpa, struct umbra_translation *t)
 {
 	const struct umbra_mmu *mmu = root->mmu;
 	const uint64_t gfn = gpa.v >> UMBRA_PAGE_SHIFT;
 	const uint64_t phys = mmu->config.window_phys;
-	unsigned int level;
+	const uint64_t bytes = mmu->config.window_pages << UMBRA_PAGE_SHIFT;
+	const uint64_t beside = (uintptr_t)mmu->config.window - phys;
+	enum umbra_level level = UMBRA_LEVEL_2M;
 	uint64_t gen, entry;
 
 	if (gfn >= GFN_LIMIT)
@@ -164,28 +183,31 @@ again:
 	 */
 	gen = __atomic_load_n(&mmu->free_gen, __ATOMIC_ACQUIRE);
 	entry = phys + ((uint64_t)root->table << UMBRA_PAGE_SHIFT);
-	for (level = UMBRA_LEVEL_512G;; level--) {
-		const uint64_t table = ((entry & SPTE_ADDR) - phys) >> UMBRA_PAGE_SHIFT;
-
-		if (table >= mmu->config.window_pages)
-			break; /* nonsense read from a page in transit, or corruption: decided below
-				*/
-		entry = spte_read(table_entries(mmu, (uint32_t)table) + spte_slot(gfn, level));
-		if (!spte_present(entry) || spte_is_leaf(entry, level))
-			break;
+	LOOKUP_STEP(UMBRA_LEVEL_512G);
+	LOOKUP_STEP(UMBRA_LEVEL_1G);
+	LOOKUP_STEP(UMBRA_LEVEL_2M);
+	if (!spte_is_leaf(entry, UMBRA_LEVEL_2M)) {
+		LOOKUP_STEP(UMBRA_LEVEL_4K);
+		level = UMBRA_LEVEL_4K;
 	}
 	/* every entry was read with acquire: this load cannot move before them */
 	if (__atomic_load_n(&mmu->free_gen, __ATOMIC_RELAXED) != gen)
-		goto again;
-
-	if (!spte_present(entry))
-		return -ENOENT;
-	if (!spte_is_leaf(entry, level))
-		mmu->os->bug("I1: a table entry points outside the window");
+		goto once_more;
 	t->pfn.v = spte_pfn(entry) + (gfn & (spte_span(level) - 1));
-	t->level = (enum umbra_level)level;
+	t->level = level;
 	t->writable = spte_writable(entry);
 	t->accessed = spte_accessed(entry);
 	t->dirty = spte_dirty(entry);
 	return 0;
+
+absent:
+	if (__atomic_load_n(&mmu->free_gen, __ATOMIC_RELAXED) == gen)
+		return -ENOENT;
+	goto once_more;
+odd:
+	if (__atomic_load_n(&mmu->free_gen, __ATOMIC_RELAXED) == gen)
+		walk_lost(mmu);
+once_more:
+	level = UMBRA_LEVEL_2M;
+	goto again;
 }
