@@ -198,9 +198,9 @@ catalogue: ##@ write docs/catalogue.md from the results of the last `make check`
 .PHONY: run check check-layers check-format format install uninstall clean help deps
 run: ##@ install what is missing, build, run the demonstration guest
 	@tools/deps run
-	@tools/kvm-usable
+	@tools/kvm-usable || tools/deps lab
 	@$(MAKE) --no-print-directory all
-	@tools/run-demo $(BUILD)/vmm run $(RUN_ARGS) $(RUN_IMAGE)
+	@BUILD='$(BUILD)' tools/run-demo $(BUILD)/vmm run $(RUN_ARGS) $(RUN_IMAGE)
 
 check: ##@ install what is missing, build and run every test; SUITES=... for some
 	@tools/deps check
