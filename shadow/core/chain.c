@@ -110,8 +110,9 @@ static void count_begin(struct umbra_chain *c, const struct umbra_range *r)
 	struct open_state *s = &c->sources[r->source];
 
 	if (s->counts.begun == s->counts.ended) {
-		s->lo = r->hull.start.v;
-		s->hi = r->hull.end.v;
+		/* Atomic only so that they stay two: one load of both words, just written apart, would stall. */
+		__atomic_store_n(&s->lo, r->hull.start.v, __ATOMIC_RELAXED);
+		__atomic_store_n(&s->hi, r->hull.end.v, __ATOMIC_RELAXED);
 	} else {
 		if (r->hull.start.v < s->lo)
 			s->lo = r->hull.start.v;

@@ -19,10 +19,11 @@ static int call_madvise(struct hva_range r, int advice)
 
 /* One exact range: the path of a balloon or pager, without a plan. */
 static int madvise_exact(struct umbra_own *own, struct hva_range r, int advice,
-			 const struct umbra_range *range)
+			 enum umbra_cause cause, bool relocates)
 {
+	const struct umbra_range range = bracket_of(r, cause, relocates);
 	struct own_call *call;
-	int err = umbra_invalidate_start(own->chain, range);
+	int err = umbra_invalidate_start(own->chain, &range);
 
 	if (err)
 		return err;
@@ -30,7 +31,7 @@ static int madvise_exact(struct umbra_own *own, struct hva_range r, int advice,
 	err = call_madvise(r, advice);
 	own_call_leave(own, call, err);
 	own_grace(own);
-	umbra_invalidate_end(own->chain, range);
+	umbra_invalidate_end(own->chain, &range);
 	return err;
 }
 
@@ -268,26 +269,32 @@ static int madvise_pieces(struct umbra_own *own, struct hva_range r, int advice,
 	return first;
 }
 
-int umbra_madvise(struct umbra_own *own, struct hva_range r, int advice)
+static __attribute__((noinline)) int madvise_inexact(struct umbra_own *own, struct hva_range r,
+						     int advice)
 {
-	const uint64_t mask = UMBRA_PAGE_SIZE - 1, piece = piece_of(advice);
-	enum umbra_cause cause;
+	const uint64_t piece = piece_of(advice);
 	uint32_t done = 0;
-	bool relocates;
 
-	/* What the kernel refuses before it looks at any page. */
-	if (hva_range_empty(r) || (r.start.v & mask) || r.end.v > ~mask)
-		return call_madvise(r, advice);
-	if (plan_is_exact(advice, &cause, &relocates)) {
-		const struct umbra_range range = bracket_of(r, cause, relocates);
-
-		return madvise_exact(own, r, advice, &range);
-	}
 	if (advice == MADV_DOFORK && dofork(own, &r, 1))
 		return -ENOMEM;
 	if (piece && hva_range_len(r) > piece)
 		return madvise_pieces(own, r, advice, piece);
 	return madvise_planned(own, &r, 1, advice, &done);
+}
+
+/* Short for what is exact; the rest is apart, or it would have its registers saved here (bench/inval_own.c). */
+int umbra_madvise(struct umbra_own *own, struct hva_range r, int advice)
+{
+	const uint64_t mask = UMBRA_PAGE_SIZE - 1;
+	enum umbra_cause cause;
+	bool relocates;
+
+	/* What the kernel refuses before it looks at any page. */
+	if (hva_range_empty(r) || (r.start.v & mask) || r.end.v > ~mask)
+		return call_madvise(r, advice);
+	if (!plan_is_exact(advice, &cause, &relocates))
+		return madvise_inexact(own, r, advice);
+	return madvise_exact(own, r, advice, cause, relocates);
 }
 
 int umbra_madvise_batch(struct umbra_own *own, const struct hva_range *v, uint32_t n, int advice,
