@@ -14,6 +14,7 @@
 #include <vmm/limits.h>
 #include <vmm/memory.h>
 #include <vmm/resolve.h>
+#include <vmm/sources.h>
 #include <vmm/vm_private.h>
 
 int actions_create(struct vm *vm, struct vm_error *err)
@@ -345,7 +346,7 @@ uint64_t action_check(struct vm *vm)
 {
 	struct umbra_audit_report report = { 0 };
 	uint64_t found = umbra_check(vm->mmu, print_violation, vm);
-	int64_t wrong = umbra_audit(vm->root, vm->hostmap, &report, stderr);
+	int64_t wrong = sources_audit(vm, &report, stderr);
 	struct action_stats *s = &vm->actions->stats;
 
 	if (wrong < 0)

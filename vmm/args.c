@@ -18,9 +18,10 @@ enum {
 	OPT_LOG,
 	OPT_SANDBOX,
 	OPT_AUDIT,
-	OPT_EVENTS,
+	OPT_SOURCE,
 	OPT_KVM_FD,
 	OPT_UFFD_FD,
+	OPT_MODULE_FD,
 	OPT_NR,
 };
 
@@ -35,9 +36,11 @@ static const struct option options[] = {
 	{ "log", required_argument, NULL, OPT_LOG },
 	{ "sandbox", required_argument, NULL, OPT_SANDBOX },
 	{ "audit", no_argument, NULL, OPT_AUDIT },
-	{ "events", required_argument, NULL, OPT_EVENTS },
+	{ "source", required_argument, NULL, OPT_SOURCE },
+	{ "events", required_argument, NULL, OPT_SOURCE }, /* its other name */
 	{ "kvm-fd", required_argument, NULL, OPT_KVM_FD },
 	{ "uffd-fd", required_argument, NULL, OPT_UFFD_FD },
+	{ "module-fd", required_argument, NULL, OPT_MODULE_FD },
 	{ "help", no_argument, NULL, 'h' },
 	{ NULL, 0, NULL, 0 },
 };
@@ -156,6 +159,41 @@ static int parse_fd(const char *option, const char *text, int *fd, struct vm_err
 	return 0;
 }
 
+/* Words of @text, each at most once. vmm's own calls are bracketed always: "own" may be said or not. */
+static int parse_sources(const char *text, struct vm_config *config, struct vm_error *err)
+{
+	bool own = false;
+	const struct {
+		const char *name;
+		bool *chosen;
+	} words[] = { { "own", &own },
+		      { "uffd", &config->events_uffd },
+		      { "module", &config->events_module } };
+	const size_t nr = sizeof(words) / sizeof(words[0]);
+	const char *at = text;
+
+	config->events_uffd = false;
+	for (;;) {
+		const size_t len = strcspn(at, ",");
+		size_t i = 0;
+
+		while (i < nr && (strlen(words[i].name) != len || memcmp(at, words[i].name, len)))
+			i++;
+		if (i == nr)
+			return vm_fail(err, VMM_EXIT_USAGE,
+				       "--source %s: %.*s is unknown; it is own, uffd, module, or "
+				       "several of them, as in own,uffd",
+				       shown(text), len ? (int)len : 2, len ? at : "\"\"");
+		if (*words[i].chosen)
+			return vm_fail(err, VMM_EXIT_USAGE, "--source %s: %s is there twice", text,
+				       words[i].name);
+		*words[i].chosen = true;
+		if (!at[len])
+			return 0;
+		at += len + 1;
+	}
+}
+
 static int parse_option(int c, const char *arg, struct vm_config *config, struct vm_error *err)
 {
 	static const char *const mmus[] = { "shadow", "tdp", NULL };
@@ -164,7 +202,6 @@ static int parse_option(int c, const char *arg, struct vm_config *config, struct
 	static const char *const stats[] = { "text", "json", NULL };
 	static const char *const logs[] = { "error", "warn", "info", "debug", NULL };
 	static const char *const sandboxes[] = { "on", "log", "off", NULL };
-	static const char *const events[] = { "own", "own,uffd", "uffd,own", "uffd", NULL };
 	uint64_t n;
 	int i = 0, e;
 
@@ -209,14 +246,8 @@ static int parse_option(int c, const char *arg, struct vm_config *config, struct
 		config->sandbox = (enum vm_sandbox)i;
 		return e;
 	case OPT_AUDIT: config->audit = true; return 0;
-	case OPT_EVENTS:
-		e = parse_word("--events", arg, events, &i, err);
-		if (!e && i == 3)
-			e = vm_fail(
-				err, VMM_EXIT_USAGE,
-				"--events uffd: vmm's own calls are always bracketed; write own,uffd");
-		config->events_uffd = i != 0;
-		return e;
+	case OPT_SOURCE: return parse_sources(arg, config, err);
+	case OPT_MODULE_FD: return parse_fd("--module-fd", arg, &config->module_fd, err);
 	case OPT_KVM_FD: return parse_fd("--kvm-fd", arg, &config->kvm_fd, err);
 	default: return parse_fd("--uffd-fd", arg, &config->uffd_fd, err);
 	}
@@ -282,12 +313,22 @@ static int unknown_option(const char *word, struct vm_error *err)
 static int check_together(struct vm_config *config, struct vm_error *err)
 {
 	if (!config->events_uffd && config->uffd_fd >= 0)
+		return vm_fail(
+			err, VMM_EXIT_USAGE,
+			"--uffd-fd without uffd in --source: a userfaultfd that nobody would "
+			"read; leave one of them out");
+	if (!config->events_module && config->module_fd >= 0)
 		return vm_fail(err, VMM_EXIT_USAGE,
-			       "--uffd-fd with --events own: a userfaultfd that nobody would read; "
-			       "leave one of them out");
+			       "--module-fd without module in --source: nobody would read it; add "
+			       "module, or leave it out");
 	if (config->kvm_fd >= 0 && config->kvm_fd == config->uffd_fd)
 		return vm_fail(err, VMM_EXIT_USAGE, "--kvm-fd and --uffd-fd are both %d",
 			       config->kvm_fd);
+	if (config->module_fd >= 0 &&
+	    (config->module_fd == config->kvm_fd || config->module_fd == config->uffd_fd))
+		return vm_fail(err, VMM_EXIT_USAGE, "--module-fd and %s are both %d",
+			       config->module_fd == config->kvm_fd ? "--kvm-fd" : "--uffd-fd",
+			       config->module_fd);
 	return chaos_check(config, err);
 }
 
@@ -371,6 +412,7 @@ int args_parse(int argc, char **argv, enum args_command *command, struct vm_conf
 		.log = VM_LOG_WARN,
 		.events_uffd = true,
 		.uffd_fd = -1,
+		.module_fd = -1,
 		.kvm_fd = -1,
 	};
 	if (argc < 2)
@@ -439,8 +481,9 @@ void args_help_run(FILE *out)
 	      "                            count=N  stop after N actions; 0: never            [0]\n"
 	      "                          discard and free act only in arenas the guest declared.\n"
 	      "      --audit             hold the tables against the kernel's after every action\n"
-	      "      --events LIST       own,uffd; or own: then changes that other code of this\n"
-	      "                          process makes to guest memory are not seen           [own,uffd]\n"
+	      "      --source LIST       who tells of changes to guest memory: own calls of vmm   [own,uffd]\n"
+	      "                          (always), uffd: other code of this process; module: the\n"
+	      "                          kernel itself, by /dev/umbra. --events is the same\n"
 	      "\n"
 	      "Seeing\n"
 	      "      --stats[=FORMAT]    text: a table on standard error; json: one line on\n"
@@ -451,6 +494,7 @@ void args_help_run(FILE *out)
 	      "      --sandbox MODE      on; log: forbidden calls are only logged; off        [on]\n"
 	      "      --kvm-fd N          an open /dev/kvm; with it and the next, no root is needed\n"
 	      "      --uffd-fd N         an open userfaultfd, not yet used\n"
+	      "      --module-fd N       an open /dev/umbra, not yet used\n"
 	      "\n"
 	      "Examples\n"
 	      "  vmm run hello.elf\n"

@@ -13,6 +13,7 @@
 #include <vmm/hostcall.h>
 #include <vmm/limits.h>
 #include <vmm/memory.h>
+#include <vmm/sources.h>
 #include <vmm/vm_private.h>
 
 static const char *const names[GUEST_CALL_NR] = {
@@ -256,8 +257,32 @@ static uint64_t *map_bitmaps(size_t bytes)
 	return p == MAP_FAILED ? NULL : p;
 }
 
-/* Locks: h->log_lock is held. */
-static int log_collect_locked(struct vm *vm)
+/* Page @n of the collected bitmap and those that follow: one call for each run of bits. */
+static void tell_young(struct vm *vm, const uint64_t *accessed, size_t words)
+{
+	uint64_t start = 0, run = 0;
+
+	for (uint64_t page = 0; page <= words * 64; page++) {
+		if (page < words * 64 && accessed[page / 64] == 0 && !run) {
+			page |= 63; /* nothing in this word */
+			continue;
+		}
+		if (page < words * 64 && accessed[page / 64] >> page % 64 & 1) {
+			start = run++ ? start : page;
+			continue;
+		}
+		if (run)
+			umbra_module_young(
+				vm->module,
+				(struct hva_range){
+					{ vm->ram.v + (start << UMBRA_PAGE_SHIFT) },
+					{ vm->ram.v + ((start + run) << UMBRA_PAGE_SHIFT) } });
+		run = 0;
+	}
+}
+
+/* Locks: h->log_lock is held. @dirty: that, too; else only accessed. */
+static int log_collect_locked(struct vm *vm, bool dirty)
 {
 	struct hostcalls *h = vm->hostcalls;
 	size_t words = h->log_bytes / 8;
@@ -269,8 +294,11 @@ static int log_collect_locked(struct vm *vm)
 		h->collected = map_bitmaps(h->log_bytes);
 	if (!h->accumulated || !h->collected)
 		return -ENOMEM;
-	e = umbra_log_collect(vm->mmu, VM_SLOT_ID_RAM, h->collected, h->collected + words);
-	for (size_t i = 0; i < 2 * words && !e; i++) {
+	e = umbra_log_collect(vm->mmu, VM_SLOT_ID_RAM, h->collected,
+			      dirty ? h->collected + words : NULL);
+	if (vm->module && !e)
+		tell_young(vm, h->collected, words);
+	for (size_t i = 0; i < (dirty ? 2 * words : words) && !e; i++) {
 		/* Not stored where nothing is new: the bitmaps stay as sparse as what was touched.
 		 */
 		if (h->collected[i] & ~h->accumulated[i])
@@ -279,13 +307,22 @@ static int log_collect_locked(struct vm *vm)
 	return e;
 }
 
+void hostcall_age(struct vm *vm)
+{
+	struct hostcalls *h = vm->hostcalls;
+
+	pthread_mutex_lock(&h->log_lock);
+	(void)log_collect_locked(vm, false); /* without the memory for it pages seem old, no more */
+	pthread_mutex_unlock(&h->log_lock);
+}
+
 static int64_t log_reset(struct vm *vm)
 {
 	struct hostcalls *h = vm->hostcalls;
 	int e;
 
 	pthread_mutex_lock(&h->log_lock);
-	e = log_collect_locked(vm);
+	e = log_collect_locked(vm, true);
 	if (!e && madvise(h->accumulated, 2 * h->log_bytes, MADV_DONTNEED) < 0)
 		e = -errno;
 	pthread_mutex_unlock(&h->log_lock);
@@ -318,7 +355,7 @@ static int64_t log_read(struct vm *vm, struct hva_range r, uint64_t buffer)
 	if (memory_range(vm, buffer, words * 16, &to))
 		return -EFAULT;
 	pthread_mutex_lock(&h->log_lock);
-	e = log_collect_locked(vm);
+	e = log_collect_locked(vm, true);
 	for (unsigned int which = 0; which < 2 && !e; which++) {
 		const uint64_t *map =
 			h->accumulated ? h->accumulated + which * (h->log_bytes / 8) : NULL;

@@ -27,6 +27,9 @@ void hostcall(struct vm *vm, struct vcpu *vcpu, gpa_t request);
 /* The @i-th arena (modulo their number) as the guest declared it; false when there is none. */
 bool hostcall_arena(struct vm *vm, uint64_t i, struct hva_range *r);
 
+/* hostcall_age - tells the kernel module what the CPU has marked as accessed; the guest's log loses nothing by it. */
+void hostcall_age(struct vm *vm);
+
 struct hostcall_stats {
 	uint64_t calls[GUEST_CALL_NR], failed[GUEST_CALL_NR], unknown;
 };

@@ -11,7 +11,7 @@
 #include <vmm/vm_private.h>
 
 /* Open at once at most, beside one for each vCPU and two for each forked child: measured, and some more. */
-#define DESCRIPTORS 24
+#define DESCRIPTORS 26
 
 static bool limited(__rlimit_resource_t resource, unsigned long long *value)
 {

@@ -89,6 +89,8 @@ void report_collect(struct vm *vm)
 	devices_stats(vm, &r->devices);
 	if (vm->uffd)
 		umbra_uffd_stats(vm->uffd, &r->uffd);
+	if (vm->module)
+		umbra_module_stats(vm->module, &r->module);
 	if (getrusage(RUSAGE_SELF, &usage) == 0)
 		r->peak_rss = (uint64_t)usage.ru_maxrss * 1024;
 }
@@ -170,6 +172,7 @@ static void print_invalidations(const struct report *r, FILE *out)
 	static const char *const sources[UMBRA_SOURCE_NR] = {
 		[UMBRA_SOURCE_OWN] = "vmm's own calls",
 		[UMBRA_SOURCE_UFFD] = "userfaultfd",
+		[UMBRA_SOURCE_MODULE] = "kernel module",
 	};
 	bool any = false;
 	char size[16];
@@ -241,6 +244,20 @@ int report_print_text(struct vm *vm, FILE *out)
 		ROW("events: fork", r->uffd.forks);
 		ROW("of removes, our own calls", r->uffd.own_removes);
 		ROW("of removes, outside callers waited for", r->uffd.settled);
+	}
+	if (vm->module) {
+		fprintf(out, "\nKernel module\n");
+		ROW("callouts, begun", r->module.starts);
+		ROW("of these, by this process", r->module.by_owner);
+		ROW("of these, by reclaim", r->module.by_reclaim);
+		ROW("of these, by kernel threads", r->module.by_kthread);
+		ROW("of these, by others", r->module.by_others);
+		ROW("of these, inside another", r->module.nested);
+		ROW("of these, not blockable", r->module.not_blockable);
+		ROW("records lost", r->module.lost);
+		ROW("times all was dropped because of it", r->module.recoveries);
+		ROW("asked whether a page is young", r->module.young_asked);
+		ROW("of these, answered yes", r->module.young_yes);
 	}
 #undef ROW
 	fprintf(out,

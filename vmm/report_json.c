@@ -118,6 +118,25 @@ static json_t *uffd_json(const struct umbra_uffd_stats *from)
 	return all;
 }
 
+static json_t *module_json(const struct umbra_module_stats *from)
+{
+	json_t *all = json_object();
+
+	FIELD(starts)
+	FIELD(ends)
+	FIELD(by_owner)
+	FIELD(by_reclaim)
+	FIELD(by_kthread)
+	FIELD(by_others)
+	FIELD(nested)
+	FIELD(not_blockable)
+	FIELD(lost)
+	FIELD(recoveries)
+	FIELD(young_asked)
+	FIELD(young_yes)
+	return all;
+}
+
 static json_t *check_json(const struct action_stats *from)
 {
 	json_t *all = json_object();
@@ -163,6 +182,8 @@ int report_print_json(struct vm *vm, FILE *out)
 		json_object_set_new(all, "chaos", chaos_json(vm, r));
 	if (vm->uffd)
 		json_object_set_new(all, "uffd", uffd_json(&r->uffd));
+	if (vm->module)
+		json_object_set_new(all, "module", module_json(&r->module));
 	e = json_dumpf(all, out, JSON_COMPACT) ? -EIO : 0;
 	json_decref(all);
 	if (!e && fputc('\n', out) == EOF)

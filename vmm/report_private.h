@@ -4,6 +4,7 @@
 #define VMM_REPORT_PRIVATE_H
 
 #include <vmm/actions.h>
+#include <umbra/module.h>
 #include <vmm/chaos.h>
 #include <vmm/devices.h>
 #include <vmm/hostcall.h>
@@ -30,6 +31,7 @@ struct report {
 	struct hostcall_stats hostcall;
 	struct devices_stats devices;
 	struct umbra_uffd_stats uffd;
+	struct umbra_module_stats module;
 };
 
 #endif

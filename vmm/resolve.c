@@ -2,6 +2,7 @@
 /* The MMU's ops as the machine implements them: table pages, host pages, flushes. */
 #include <vmm/resolve.h>
 #include <vmm/shootdown.h>
+#include <vmm/sources.h>
 #include <vmm/vm_private.h>
 #include <vmm/window.h>
 
@@ -22,7 +23,16 @@ static int op_resolve(void *ctx, const struct umbra_resolve_req *req, struct umb
 	 */
 	int ret = window_expose_ram(vm, gfn_to_gpa(req->gfn));
 
-	return ret ? ret : umbra_hostmap_resolve(vm->hostmap, vm->chain, req, res);
+	if (ret)
+		return ret;
+	/*
+	 * Before: what is announced needs no second try. After: what changed while the host was asked has ended an
+	 * invalidation since the fault's snapshot, or has one open, so the answer is not installed.
+	 */
+	sources_drain(vm);
+	ret = umbra_hostmap_resolve(vm->hostmap, vm->chain, req, res);
+	sources_drain(vm);
+	return ret;
 }
 
 static void op_flush_queue(void *ctx, const struct umbra_flush_entry *e)

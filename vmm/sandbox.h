@@ -8,7 +8,14 @@
 
 #include <vmm/vm.h>
 
-enum sandbox_kind { SANDBOX_MAIN, SANDBOX_VCPU, SANDBOX_READER, SANDBOX_CHAOS, SANDBOX_KIND_NR };
+enum sandbox_kind {
+	SANDBOX_MAIN,
+	SANDBOX_VCPU,
+	SANDBOX_READER, /* of the userfaultfd */
+	SANDBOX_CHAOS,
+	SANDBOX_MODULE, /* reads the module's ring */
+	SANDBOX_KIND_NR
+};
 const char *sandbox_kind_name(enum sandbox_kind kind);
 
 /*

@@ -2,7 +2,6 @@
 /* The machine: built in order, run by its threads, stopped by whoever comes first, taken down in
  * reverse. */
 #include <errno.h>
-#include <linux/userfaultfd.h>
 #include <poll.h>
 #include <semaphore.h>
 #include <signal.h>
@@ -27,6 +26,7 @@
 #include <vmm/resolve.h>
 #include <vmm/sandbox.h>
 #include <vmm/shootdown.h>
+#include <vmm/sources.h>
 #include <vmm/vcpu.h>
 #include <vmm/vm_private.h>
 #include <vmm/window.h>
@@ -135,51 +135,6 @@ void vm_stop(struct vm *vm, enum vmm_exit code, const char *why_fmt, ...)
 /* ---- building ----------------------------------------------------------------------------------
  */
 
-static const char *tried_text(int result)
-{
-	return result == 1 ? "not tried" : result ? strerror(-result) : "worked";
-}
-
-static int create_uffd(struct vm *vm, struct vm_error *err)
-{
-	const struct umbra_uffd_config config = { .fd = vm->config.uffd_fd, .own = vm->own };
-	struct umbra_uffd_tried tried = { 1, 1, 1 };
-	int e;
-
-	if (!vm->config.events_uffd) {
-		vm_log(vm, VM_LOG_INFO,
-		       "--events own: changes by code that is not vmm's own are not seen");
-		return 0;
-	}
-	e = umbra_uffd_open(&vm->uffd, vm->chain, &config, &tried);
-	if (!e && config.fd >= 0 && tried.passed_fd) {
-		umbra_uffd_close(vm->uffd);
-		vm->uffd = NULL;
-		return vm_fail(
-			err, VMM_EXIT_CANNOT_RUN,
-			"--uffd-fd %d: %s; give a descriptor that userfaultfd(2), or USERFAULTFD_IOC_NEW on "
-			"/dev/userfaultfd, has returned and nobody has used, or leave the option out",
-			config.fd, strerror(-tried.passed_fd));
-	}
-	if (!e)
-		return 0;
-	if (limits_error(-e))
-		return vm_fail_host(err, -e, "userfaultfd");
-	return vm_fail(
-		err, VMM_EXIT_CANNOT_RUN,
-		"no userfaultfd: %s\n"
-		"  --uffd-fd:          %s\n"
-		"  /dev/userfaultfd:   %s\n"
-		"  userfaultfd(2):     %s\n"
-		"one of these, as root, mends it:\n"
-		"  setfacl -m u:$USER:rw /dev/userfaultfd     (Linux 6.1 or later)\n"
-		"  sysctl vm.unprivileged_userfaultfd=1\n"
-		"or run with --events own: then changes that other code of this process makes to guest "
-		"memory are not seen",
-		strerror(-e), tried_text(tried.passed_fd), tried_text(tried.dev),
-		tried_text(tried.syscall));
-}
-
 /* The library's objects that everything else stands on. */
 static int create_library(struct vm *vm, struct vm_error *err)
 {
@@ -261,8 +216,8 @@ int vm_create(struct vm **out, const struct vm_config *config, struct vm_error *
 	static int (*const steps[])(struct vm *, struct vm_error *) = {
 		limits_check,   create_signals, kvm_open,       create_library,   memory_create,
 		window_create,  create_mmu,     monitor_create, shootdown_create, report_create,
-		create_uffd,    actions_create, devices_create, hostcalls_create, chaos_create,
-		memory_publish, boot_load,      create_vcpus,
+		sources_create, actions_create, devices_create, hostcalls_create, chaos_create,
+		memory_publish, sources_watch,  boot_load,      create_vcpus,
 	};
 	struct vm *vm = calloc(1, sizeof(*vm));
 	struct timespec now;
@@ -291,8 +246,7 @@ void vm_destroy(struct vm *vm)
 	}
 	hostcalls_destroy(vm);
 	chaos_destroy(vm);
-	if (vm->uffd)
-		umbra_uffd_close(vm->uffd);
+	sources_destroy(vm);
 	if (vm->mmu)
 		umbra_chain_unregister(vm->chain, umbra_mmu_notifier(vm->mmu));
 	report_destroy(vm);
@@ -364,11 +318,8 @@ static void *thread_main(void *arg)
 			vm_stop(vm, VMM_EXIT_GUEST_FAIL,
 				"every vCPU has halted and the guest reported no result");
 		break;
-	case SANDBOX_READER:
-		e = umbra_uffd_run(vm->uffd);
-		if (e)
-			vm_stop(vm, VMM_EXIT_INTERNAL, "reading userfaultfd: %s", strerror(-e));
-		break;
+	case SANDBOX_READER: sources_read_uffd(vm); break;
+	case SANDBOX_MODULE: sources_read_module(vm); break;
 	case SANDBOX_CHAOS: chaos_run(vm); break;
 	case SANDBOX_MAIN:
 	case SANDBOX_KIND_NR: break;
@@ -471,6 +422,7 @@ enum vmm_exit vm_run(struct vm *vm)
 {
 	_Atomic unsigned int running = vm->config.vcpus;
 	struct thread vcpus[VM_VCPUS_MAX], reader = { vm, SANDBOX_READER, 0, NULL, NULL, 0, false };
+	struct thread module = { vm, SANDBOX_MODULE, 0, NULL, NULL, 0, false };
 	struct thread chaos = { vm, SANDBOX_CHAOS, 0, NULL, NULL, 0, false };
 	struct sandbox_effective effective = { 0 };
 	int e = sandbox_process(vm->config.sandbox, &effective);
@@ -480,6 +432,8 @@ enum vmm_exit vm_run(struct vm *vm)
 	log_sandbox(vm, &effective);
 	if (vm->uffd)
 		start_reader(&reader);
+	if (vm->module)
+		start_reader(&module);
 	for (unsigned int i = 0; i < vm->config.vcpus; i++) {
 		vcpus[i] = (struct thread){ vm, SANDBOX_VCPU, i, &running, NULL, 0, false };
 		thread_start(&vcpus[i]);
@@ -506,8 +460,8 @@ enum vmm_exit vm_run(struct vm *vm)
 		snprintf(vm->stop_why, sizeof(vm->stop_why), "the tables were wrong at the end");
 	}
 	report_collect(vm);
-	if (vm->uffd && reader.started)
-		umbra_uffd_stop(vm->uffd);
+	sources_stop(vm);
+	thread_join(&module);
 	thread_join(&reader);
 	e = devices_output_error(vm);
 	if (e && vm->stop_code == VMM_EXIT_OK) {

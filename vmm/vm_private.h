@@ -26,7 +26,8 @@ struct vm {
 	struct umbra_root *root;
 	struct umbra_hostmap *hostmap;
 	struct umbra_own *own;
-	struct umbra_uffd *uffd; /* NULL with --events own */
+	struct umbra_uffd *uffd;     /* NULL without uffd in --source   */
+	struct umbra_module *module; /* NULL without module in --source */
 
 	struct window *window;
 	struct shootdown *shootdown;

@@ -21,6 +21,8 @@ struct umbra_module;
  * @ranges, @nr: whole pages, sorted, apart from each other; copied.
  * @ring_order: log2 of the records in the ring, 0: 14. @page_shift: bytes that one bit of the
  *   accessed bitmap stands for, log2, 0: 12.
+ * @age: every @age_ms called by umbra_module_run() with no lock held, to say by umbra_module_young()
+ *   what was accessed since; NULL: never.
  */
 struct umbra_module_config {
 	int fd;
@@ -28,6 +30,9 @@ struct umbra_module_config {
 	uint32_t nr;
 	uint32_t ring_order;
 	uint32_t page_shift;
+	uint32_t age_ms;
+	void (*age)(void *ctx);
+	void *ctx;
 };
 
 /*
@@ -91,6 +96,8 @@ void umbra_module_young(struct umbra_module *module, struct hva_range r);
 struct umbra_module_stats {
 	uint64_t starts, ends;
 	uint64_t by_owner, by_reclaim, by_kthread, by_others; /* of the starts */
+	uint64_t
+		nested; /* of the starts, begun inside another of the same thread: a split, for one */
 	uint64_t not_blockable;
 	uint64_t lost;       /* records that found no room */
 	uint64_t recoveries; /* times that everything was dropped because of it */

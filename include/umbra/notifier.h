@@ -57,13 +57,16 @@ enum umbra_range_flags {
 		1 << 2, /* moves or frees pages: refused with -EBUSY while one is pinned */
 };
 
+#define UMBRA_WHO_KERNEL (-1) /* a kernel thread, or reclaim on whoever's behalf */
+
 /*
  * struct umbra_range - what is about to change.
  * @hull: host-virtual bytes, any alignment; consumers widen it outward to whole pages.
  * @v, @nr: for a batch, the exact ranges inside @hull (sorted or not); @nr 0 means just @hull.
  *   Owned by the caller, unchanged from start to end. While a batch is open, installs are
  *   refused over the whole hull; but only what meets one of @v is dropped.
- * @flags: enum umbra_range_flags. @who: thread id of the causer, 0 when unknown.
+ * @flags: enum umbra_range_flags. @who: thread id of the causer, 0 when unknown or of another
+ *   process, UMBRA_WHO_KERNEL.
  */
 struct umbra_range {
 	struct hva_range hull;

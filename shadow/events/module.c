@@ -14,6 +14,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "shadow/events/module.h"
@@ -33,7 +34,9 @@ struct umbra_module {
 	struct umbra_ring_consumer ring;
 	uint64_t applied; /* the gate reads it without the lock */
 	struct umbra_gate gate;
-	uint64_t open;      /* starts on the chain without their ends */
+	uint64_t open;       /* starts on the chain without their ends */
+	int32_t nesting_who; /* the thread whose start was the last, while it is open */
+	uint32_t nesting;
 	uint64_t lost_seen; /* of the state's @lost, answered */
 	/* After a loss: one bracket over everything, until what was open in the kernel has ended. */
 	bool recovering;
@@ -45,6 +48,10 @@ struct umbra_module {
 	struct module_range *ranges;
 	uint32_t nr, page_shift;
 	uint64_t bitmap_bits;
+
+	uint32_t age_ms;
+	void (*age)(void *ctx);
+	void *ctx;
 };
 
 static const struct umbra_range everything = {
@@ -76,7 +83,8 @@ static struct umbra_range range_of(const struct umbra_ntf_record *rec)
 		.flags = UMBRA_RANGE_BLOCKABLE | UMBRA_RANGE_FORCED | UMBRA_RANGE_RELOCATES,
 		.cause = cause_of(rec),
 		.source = UMBRA_SOURCE_MODULE,
-		.who = rec->who,
+		.who = rec->flags & (UMBRA_NTF_RECLAIM | UMBRA_NTF_KTHREAD) ? UMBRA_WHO_KERNEL
+									    : rec->who,
 	};
 }
 
@@ -114,9 +122,24 @@ static void recover(struct umbra_module *m)
 	for (; m->open; m->open--)
 		umbra_invalidate_end(m->chain, &everything);
 	m->recovering_open = now.begun - now.ended;
+	m->nesting = 0;
 	m->stats.recoveries++;
 	set_applied(m, now.begun);
 	end_recovery(m);
+}
+
+/* For people, too: threads that run at the same time may hide a nesting, never invent one. */
+static void count_nested(struct umbra_module *m, const struct umbra_ntf_record *rec)
+{
+	if (rec->kind == UMBRA_NTF_END) {
+		m->nesting -= rec->who == m->nesting_who && m->nesting > 0;
+	} else if (rec->who && rec->who == m->nesting_who && m->nesting) {
+		m->stats.nested++;
+		m->nesting++;
+	} else {
+		m->nesting_who = rec->who;
+		m->nesting = rec->who != 0;
+	}
 }
 
 static void count_start(struct umbra_module *m, const struct umbra_ntf_record *rec)
@@ -131,6 +154,7 @@ static void count_start(struct umbra_module *m, const struct umbra_ntf_record *r
 	else
 		m->stats.by_others++;
 	m->stats.not_blockable += !(rec->flags & UMBRA_NTF_BLOCKABLE);
+	count_nested(m, rec);
 }
 
 static void apply(struct umbra_module *m, const struct umbra_ntf_record *rec)
@@ -150,6 +174,7 @@ static void apply(struct umbra_module *m, const struct umbra_ntf_record *rec)
 		break;
 	case UMBRA_NTF_END:
 		m->stats.ends++;
+		count_nested(m, rec);
 		if (m->recovering) {
 			m->recovering_open -= m->recovering_open > 0;
 			end_recovery(m);
@@ -195,17 +220,41 @@ void umbra_module_drain(struct umbra_module *m)
 
 /* ---- the reader ------------------------------------------------------------------------------- */
 
+void module_age_by(struct umbra_module *m, uint32_t age_ms, void (*age)(void *ctx), void *ctx)
+{
+	m->age_ms = age_ms ? age_ms : 1000;
+	m->age = age;
+	m->ctx = ctx;
+}
+
+static uint64_t now_ms(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
+}
+
 int umbra_module_run(struct umbra_module *m)
 {
 	struct pollfd fds[2] = { { .fd = m->fd, .events = POLLIN },
 				 { .fd = m->wake, .events = POLLIN } };
-	uint64_t count;
+	uint64_t count, now, next = m->age ? now_ms() + m->age_ms : 0;
+	int wait = -1;
 
 	while (!m->stop) {
 		umbra_module_drain(m);
 		if (m->dead)
 			return -ESHUTDOWN;
-		if (poll(fds, 2, -1) < 0 && errno != EINTR)
+		if (m->age) {
+			now = now_ms();
+			if (now >= next) {
+				m->age(m->ctx);
+				next = now + m->age_ms;
+			}
+			wait = (int)(next - now);
+		}
+		if (poll(fds, 2, wait) < 0 && errno != EINTR)
 			return -errno;
 		if ((fds[1].revents & POLLIN) && read(m->wake, &count, sizeof(count)) < 0)
 			return -errno;
@@ -433,6 +482,7 @@ int umbra_module_open(struct umbra_module **out, struct umbra_chain *chain,
 			 config->ranges, config->nr, a.page_shift);
 	if (rc)
 		goto fail_map;
+	module_age_by(m, config->age_ms, config->age, config->ctx);
 	m->fd = mapped.fd;
 	m->owned = mapped.owned;
 	m->state_map = mapped.state_map;

@@ -20,4 +20,7 @@ int module_over(struct umbra_module **out, struct umbra_chain *chain,
 		const struct umbra_ring_consumer *ring, uint64_t *bitmap,
 		const struct hva_range *ranges, uint32_t nr, uint32_t page_shift);
 
+/* Before umbra_module_run(): as struct umbra_module_config says. */
+void module_age_by(struct umbra_module *m, uint32_t age_ms, void (*age)(void *ctx), void *ctx);
+
 #endif

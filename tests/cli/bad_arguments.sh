@@ -168,7 +168,7 @@ if [ "$(id -u)" -eq 0 ] && command -v setpriv >/dev/null && [ -w /dev/kvm ] && [
 		[ "$(stat -c %a /dev/userfaultfd)" = 600 ]; then
 		expect no_userfaultfd_lists_what_was_tried 77 '/dev/userfaultfd: +Permission denied' bash -c \
 			'exec 7<>/dev/kvm; exec "$@"' bash $nobody "$scratch/vmm" run --kvm-fd 7 "$scratch/hello"
-		expect no_userfaultfd_names_the_way_without 77 '--events own' bash -c \
+		expect no_userfaultfd_names_the_way_without 77 '--source own' bash -c \
 			'exec 7<>/dev/kvm; exec "$@"' bash $nobody "$scratch/vmm" run --kvm-fd 7 "$scratch/hello"
 	else
 		skip "no_userfaultfd: everybody may open one here"

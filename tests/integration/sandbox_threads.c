@@ -170,6 +170,7 @@ static int try_userfaultfd(void)
 #define V (1U << SANDBOX_VCPU)
 #define R (1U << SANDBOX_READER)
 #define C (1U << SANDBOX_CHAOS)
+#define K (1U << SANDBOX_MODULE)
 
 static const struct {
 	const char *name;
@@ -195,11 +196,11 @@ static const struct {
 	{ "fallocate", try_punch, V | C },
 	{ "write own memory", try_write_self, M | V | C },
 	{ "PAGEMAP_SCAN", try_pagemap_scan, M | V | C },
-	{ "memory slot", try_add_slot, M | V | R | C },
-	{ "mremap", try_remap, M | V | R | C },
-	{ "madvise, mprotect, munmap", try_memory_advice, M | V | R | C },
-	{ "tgkill itself", try_signal_self, M | V | R | C },
-	{ "poll", try_poll, M | V | R | C },
+	{ "memory slot", try_add_slot, M | V | R | C | K },
+	{ "mremap", try_remap, M | V | R | C | K },
+	{ "madvise, mprotect, munmap", try_memory_advice, M | V | R | C | K },
+	{ "tgkill itself", try_signal_self, M | V | R | C | K },
+	{ "poll", try_poll, M | V | R | C | K },
 };
 #define CASES (sizeof(cases) / sizeof(cases[0]))
 
@@ -268,6 +269,11 @@ Test(sandbox, reader_thread)
 Test(sandbox, chaos_thread)
 {
 	check_kind(SANDBOX_CHAOS);
+}
+
+Test(sandbox, module_thread)
+{
+	check_kind(SANDBOX_MODULE);
 }
 
 static int try_everything_is_gone(void)

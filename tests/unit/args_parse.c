@@ -54,6 +54,8 @@ Test(args, defaults_are_a_quiet_256M_machine_of_two)
 	cr_expect_not(config.audit);
 	cr_expect_eq(config.kvm_fd, -1);
 	cr_expect_eq(config.uffd_fd, -1);
+	cr_expect_not(config.events_module);
+	cr_expect_eq(config.module_fd, -1);
 	cr_expect_str_eq(config.image, "image");
 	cr_expect_str_eq(config.args, "");
 }
@@ -209,7 +211,35 @@ Test(args, words_outside_the_list_are_refused_with_the_list)
 	refused("run --log loud image", "loud", "debug");
 	refused("run --sandbox maybe image", "maybe", "on, log, off");
 	refused("run --events all image", "all", "own,uffd");
-	refused("run --events uffd image", "uffd", "own,uffd");
+}
+
+static void sources(const char *list, bool uffd, bool module)
+{
+	char line[64];
+
+	for (unsigned int name = 0; name < 2; name++) {
+		snprintf(line, sizeof(line), "run --%s %s image", name ? "events" : "source", list);
+		cr_expect_eq(parse(line), 0, "%s: %s", line, err.text);
+		cr_expect_eq(config.events_uffd, uffd, "%s", line);
+		cr_expect_eq(config.events_module, module, "%s", line);
+	}
+}
+
+Test(args, sources_are_those_of_the_list_in_any_order)
+{
+	sources("own", false, false);
+	sources("uffd", true, false);
+	sources("uffd,own", true, false);
+	sources("module", false, true);
+	sources("own,uffd,module", true, true);
+	sources("module,uffd", true, true);
+	refused("run --source own,own image", "own", "twice");
+	refused("run --source module,uffd,module image", "module", "twice");
+	refused("run --source own, image", "own,", "own, uffd, module");
+	refused("run --source ,own image", ",own", "own, uffd, module");
+	refused("run --source mod image", "mod", "own, uffd, module");
+	refused("run --source modules image", "modules", "own, uffd, module");
+	refused("run --source own --events uffd image", "--source", "keep one");
 }
 
 Test(args, passed_descriptors_must_be_open_and_make_sense)
@@ -226,6 +256,15 @@ Test(args, passed_descriptors_must_be_open_and_make_sense)
 	refused(line, "--uffd-fd", "both");
 	snprintf(line, sizeof(line), "run --uffd-fd %d --events own image", fd);
 	refused(line, "--uffd-fd", "leave one of them out");
+	snprintf(line, sizeof(line), "run --module-fd %d image", fd);
+	refused(line, "--module-fd", "add module");
+	snprintf(line, sizeof(line), "run --module-fd %d --uffd-fd %d --source module,uffd image",
+		 fd, fd);
+	refused(line, "--uffd-fd", "both");
+	snprintf(line, sizeof(line), "run --module-fd %d --uffd-fd %d --source module,uffd image",
+		 fd, other);
+	cr_expect_eq(parse(line), 0, "%s", err.text);
+	cr_expect_eq(config.module_fd, fd);
 	close(fd);
 	snprintf(line, sizeof(line), "run --kvm-fd %d image", fd);
 	refused(line, "--kvm-fd", "not open");

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /* The module as a source, over shared pages that this test writes as the kernel would: brackets, the gate, loss, the end. */
 #include <criterion/criterion.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -288,5 +289,91 @@ Test(module, accessed_pages_are_bits_of_their_range)
 	cr_expect_eq(bitmap[0], 2, "not watched");
 	umbra_module_young(m, fake_range(0, 4096));
 	cr_expect_eq(bitmap[0], 7);
+	end();
+}
+
+static void publish_by(uint8_t kind, uint64_t page, uint64_t pages, int32_t who, uint16_t flags)
+{
+	const struct hva_range r = fake_range(page, pages);
+	const struct umbra_ntf_record rec = {
+		.start = r.start.v,
+		.end = r.end.v,
+		.begun = kind == UMBRA_NTF_START ? ++state.begun : state.begun,
+		.who = who,
+		.kind = kind,
+		.event = UMBRA_NTF_CLEAR,
+		.flags = flags,
+	};
+
+	state.ended += kind == UMBRA_NTF_END;
+	umbra_ring_push(&kernel, &rec);
+}
+
+Test(module, the_history_says_who_and_why)
+{
+	struct umbra_event e;
+
+	begin();
+	publish_by(UMBRA_NTF_START, 10, 1, 77, UMBRA_NTF_OWNER | UMBRA_NTF_BLOCKABLE);
+	umbra_module_drain(m);
+	cr_assert_eq(umbra_history(f->mmu, fake_range(10, 1), &e, 1), 1);
+	cr_expect_eq(e.who, 77);
+	cr_expect_eq(e.source, UMBRA_SOURCE_MODULE);
+	cr_expect(e.open);
+	publish_by(UMBRA_NTF_END, 10, 1, 77, UMBRA_NTF_OWNER | UMBRA_NTF_BLOCKABLE);
+	publish_by(UMBRA_NTF_START, 10, 1, 0, UMBRA_NTF_KTHREAD | UMBRA_NTF_RECLAIM);
+	publish_by(UMBRA_NTF_END, 10, 1, 0, UMBRA_NTF_KTHREAD | UMBRA_NTF_RECLAIM);
+	umbra_module_drain(m);
+	cr_assert_eq(umbra_history(f->mmu, fake_range(10, 1), &e, 1), 1);
+	cr_expect_eq(e.who, UMBRA_WHO_KERNEL);
+	cr_expect_eq(e.cause, UMBRA_CAUSE_SWAP);
+	publish_by(UMBRA_NTF_START, 10, 1, 0, 0);
+	publish_by(UMBRA_NTF_END, 10, 1, 0, 0);
+	umbra_module_drain(m);
+	cr_assert_eq(umbra_history(f->mmu, fake_range(10, 1), &e, 1), 1);
+	cr_expect_eq(e.who, 0);
+	cr_expect_eq(stats().by_owner, 1);
+	cr_expect_eq(stats().by_reclaim, 1);
+	cr_expect_eq(stats().by_others, 1);
+	cr_expect_eq(stats().not_blockable, 2);
+	end();
+}
+
+Test(module, d19_a_callout_inside_another_of_the_same_thread_is_counted)
+{
+	begin();
+	publish_by(UMBRA_NTF_START, 10, 1, 77, UMBRA_NTF_OWNER);
+	publish_by(UMBRA_NTF_START, 0, 512, 77, UMBRA_NTF_OWNER);
+	publish_by(UMBRA_NTF_END, 0, 512, 77, UMBRA_NTF_OWNER);
+	publish_by(UMBRA_NTF_END, 10, 1, 77, UMBRA_NTF_OWNER);
+	umbra_module_drain(m);
+	cr_expect_eq(stats().nested, 1);
+	publish_by(UMBRA_NTF_START, 10, 1, 77, UMBRA_NTF_OWNER);
+	publish_by(UMBRA_NTF_END, 10, 1, 77, UMBRA_NTF_OWNER);
+	publish_by(UMBRA_NTF_START, 10, 1, 77, UMBRA_NTF_OWNER);
+	publish_by(UMBRA_NTF_START, 20, 1, 78, UMBRA_NTF_OWNER);
+	publish_by(UMBRA_NTF_END, 10, 1, 77, UMBRA_NTF_OWNER);
+	publish_by(UMBRA_NTF_END, 20, 1, 78, UMBRA_NTF_OWNER);
+	umbra_module_drain(m);
+	cr_expect_eq(stats().nested, 1, "one after the other, or of another thread");
+	end();
+}
+
+static _Atomic unsigned int aged;
+
+static void age(void *ctx)
+{
+	umbra_module_young(m, fake_range(3, 1));
+	if (++aged == 3)
+		umbra_module_stop(*(struct umbra_module **)ctx);
+}
+
+Test(module, the_reader_asks_again_and_again_what_was_accessed)
+{
+	begin();
+	module_age_by(m, 1, age, &m);
+	cr_expect_eq(umbra_module_run(m), 0);
+	cr_expect_eq(aged, 3);
+	cr_expect_eq(bitmap[0], 8);
 	end();
 }

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* Where invalidations come from that vmm did not make itself: userfaultfd and the kernel module, as --source chose. */
+#ifndef VMM_SOURCES_H
+#define VMM_SOURCES_H
+
+#include <umbra/module.h>
+#include <vmm/vm.h>
+
+/* sources_create - opens the userfaultfd. Returns: 0, or the exit code with @err filled. Pairs with: sources_destroy(). */
+int sources_create(struct vm *vm, struct vm_error *err);
+void sources_destroy(struct vm *vm);
+
+/* sources_watch - from now on the module sees the guest's memory. After memory_publish(), before any vCPU. */
+int sources_watch(struct vm *vm, struct vm_error *err);
+
+/* The bodies of the two reading threads; both return when sources_stop() was called. */
+void sources_read_uffd(struct vm *vm);
+void sources_read_module(struct vm *vm);
+void sources_stop(struct vm *vm);
+
+/*
+ * sources_drain - what the kernel has announced so far has reached the tables. What userfaultfd announced is not
+ * waited for: its reader does that. Context: any thread, mmu unlocked.
+ */
+void sources_drain(struct vm *vm);
+
+/*
+ * sources_audit - as umbra_audit(). With the module no page moves unseen: what is wrong while nothing was begun is wrong,
+ * and what was begun meanwhile is drained first.
+ */
+int64_t sources_audit(struct vm *vm, struct umbra_audit_report *report, FILE *out);
+
+#endif
