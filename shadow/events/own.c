@@ -119,8 +119,8 @@ void umbra_own_end(struct umbra_own *own, struct hva_range r, enum umbra_cause c
 	umbra_invalidate_end(own->chain, &range);
 }
 
-int bracket_start(struct umbra_own *own, struct plan *plan, struct hva_range removes,
-		  struct bracket *b)
+int bracket_start(struct umbra_own *own, struct plan *plan, const struct hva_range *removes,
+		  uint32_t n, struct bracket *b)
 {
 	int err;
 
@@ -133,7 +133,7 @@ int bracket_start(struct umbra_own *own, struct plan *plan, struct hva_range rem
 	if (err)
 		return err;
 	b->open = true;
-	b->call = own_call_enter(own, removes, !hva_range_empty(removes));
+	b->call = own_call_enter(own, removes, n);
 	return 0;
 }
 

@@ -13,14 +13,20 @@
 
 /*
  * One own call under way, entered after its bracket was opened and left before that is closed. @tid
- * 0: free.
- * @start, @end: what it will raise REMOVE for, empty if nothing. @upto: REMOVEs below it have been
- * taken as this call's; a second one for the same bytes is somebody else's. @watched: own->watched
- * when it began.
+ * 0: free. @end is stored last when it is entered, and first when it is left; a reader looks at the
+ * rest only if it is not 0.
+ * @v, @nr: what it raises REMOVEs for, in this order; the caller's. @start, @end: their hull, empty if there
+ * is nothing. @watched: own->watched when it began.
+ * Under the reader's batch lock: @taken REMOVEs were taken as this call's, the last of them from range
+ * @at, ending at @upto. @doubted: no longer, and no more will be.
  */
 struct own_call {
 	_Atomic int tid;
-	_Atomic uint64_t start, end, upto, watched;
+	_Atomic uint64_t start, end, watched;
+	const struct hva_range *v;
+	uint32_t nr, at, taken;
+	uint64_t upto;
+	bool doubted;
 };
 
 /* A region, and which file it maps whatever descriptor is used later. */
@@ -161,11 +167,11 @@ struct bracket {
 /* The range of a bracket of ours round @hull. */
 struct umbra_range bracket_of(struct hva_range hull, enum umbra_cause cause, bool relocates);
 /*
- * Opens what @plan says; @plan stays as it is until bracket_end(). @removes: what the call raises
- * REMOVE for, empty if nothing. Returns: 0, -errno of the consumer that refuses: nothing is open.
+ * Opens what @plan says; @plan and @removes stay as they are until bracket_end(). @removes, @n: what the
+ * call raises REMOVEs for, in this order. Returns: 0, -errno of the consumer that refuses: nothing is open.
  */
-int bracket_start(struct umbra_own *own, struct plan *plan, struct hva_range removes,
-		  struct bracket *b);
+int bracket_start(struct umbra_own *own, struct plan *plan, const struct hva_range *removes,
+		  uint32_t n, struct bracket *b);
 /*
  * Opens besides what b->again has and @plan has not. For plans that hold a range: what was installed
  * there since @plan was made is seen by planning again, and more cannot come.
@@ -175,14 +181,15 @@ int bracket_widen(struct umbra_own *own, const struct plan *plan, struct bracket
 /* @result: the system call's. */
 void bracket_end(struct umbra_own *own, struct bracket *b, int result);
 
-/* Marks the calling thread as inside an own call, if a uffd listens. @removes: a call that raises
- * REMOVE for @r. */
-struct own_call *own_call_enter(struct umbra_own *own, struct hva_range r, bool removes);
+/* Marks the calling thread as inside an own call, if a uffd listens. @removes, @n: as bracket_start(). */
+struct own_call *own_call_enter(struct umbra_own *own, const struct hva_range *removes, uint32_t n);
 void own_call_leave(struct umbra_own *own, struct own_call *call, int result);
 /* For the reader: is thread @tid inside an own call? Then its changes are bracketed by it. */
 bool own_call_of(struct umbra_own *own, int tid);
 /* For the reader: takes a REMOVE of @r as that of an own call, whose bracket is still open. */
 bool own_call_claim(struct umbra_own *own, struct hva_range r);
+/* For the reader: memory that may be watched came to @r by itself. Own calls there may raise nothing for it. */
+void own_call_doubt(struct umbra_own *own, struct hva_range r);
 
 void own_tid_init(void);
 int own_tid(void);

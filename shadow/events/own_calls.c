@@ -2,12 +2,13 @@
 /*
  * Own calls under way, so that the uffd reader can tell their REMOVEs from those of outside callers.
  *
- * A REMOVE does not say who raised it. It is the call's for certain if, of all that were read between entering and leaving the call,
- * it is the only one that meets the call's range: a successful call over watched memory raised one, and that was read before the call
- * returned. So the first that is exactly the range is taken, and given up again (it gets a bracket of its own and the grace period,
- * like an outside one) as soon as another one meets the range, the call fails, or registrations changed meanwhile. The own bracket is
- * still open then: the reader holds its batch lock from before a read until all of it is looked at, and a call is not left without
- * that lock, so what let it return has been looked at before it is left.
+ * A REMOVE does not say who raised it, and a call raises one for each mapping that its ranges meet, range by range, ascending in each.
+ * They are the call's for certain if, of all that were read between entering and leaving the call and that meet its ranges, none lies
+ * over another: a successful call has raised one for every byte of its ranges that is watched, and these were read before it returned;
+ * one more, by somebody else, would lie over one of them. So what comes in that order is taken, and all of it given up again (it gets a
+ * bracket of its own and the grace period, like an outside one) as soon as one comes that does not fit, the call fails, or what is
+ * watched there changed meanwhile. The own bracket is still open then: the reader holds its batch lock from before a read until all of
+ * it is looked at, and a call is not left without that lock, so what let it return has been looked at before it is left.
  */
 #include <pthread.h>
 #include <sys/syscall.h>
@@ -46,15 +47,6 @@ void own_tid_init(void)
 	pthread_once(&once, watch_fork);
 }
 
-/*
- * own_call.upto: start, nothing was read that meets the range; end, one REMOVE of the whole range was, and is taken as the call's;
- * beyond, what was read may be anybody's.
- */
-static bool is_taken(struct own_call *call)
-{
-	return atomic_load(&call->upto) == atomic_load(&call->end);
-}
-
 /* Calls that began under another set of registrations may raise nothing. Partner: uffd_watch_begin(). */
 static bool same_watched(struct umbra_own *own, struct own_call *call)
 {
@@ -88,9 +80,9 @@ static struct own_call *take_slot(struct umbra_own *own, int tid)
 	return NULL;
 }
 
-struct own_call *own_call_enter(struct umbra_own *own, struct hva_range r, bool removes)
+struct own_call *own_call_enter(struct umbra_own *own, const struct hva_range *removes, uint32_t n)
 {
-	const struct hva_range w = hva_range_widen(r);
+	struct hva_range hull = { 0 };
 	struct own_call *call;
 
 	if (!atomic_load_explicit(&own->uffd, memory_order_acquire))
@@ -98,12 +90,17 @@ struct own_call *own_call_enter(struct umbra_own *own, struct hva_range r, bool 
 	call = take_slot(own, own_tid());
 	if (!call)
 		return NULL; /* too many at once: taken for an outside caller, which only costs */
-	/* Empty, as it was left, while the rest is set. */
-	atomic_store(&call->start, w.start.v);
-	atomic_store(&call->upto, w.start.v);
+	for (uint32_t i = 0; i < n; i++)
+		hva_range_join(&hull, hva_range_widen(removes[i]));
+	call->v = removes;
+	call->nr = n;
+	call->at = call->taken = 0;
+	call->upto = 0;
+	call->doubted = false;
+	atomic_store(&call->start, hull.start.v);
 	atomic_store(&call->watched, atomic_load(&own->watched));
-	if (removes && !hva_range_empty(w))
-		atomic_store(&call->end, w.end.v);
+	atomic_store(&call->end,
+		     hull.end.v); /* empty until now: the rest is looked at from here on */
 	return call;
 }
 
@@ -113,11 +110,16 @@ static void free_slot(struct own_call *call)
 	atomic_store(&call->tid, 0);
 }
 
+static struct hva_range hull_of(struct own_call *call)
+{
+	return (struct hva_range){ { atomic_load(&call->start) }, { atomic_load(&call->end) } };
+}
+
 void own_call_leave(struct umbra_own *own, struct own_call *call, int result)
 {
 	struct umbra_uffd *uffd;
-	struct hva_range r;
-	bool wrong;
+	struct hva_range hull;
+	uint32_t wrong = 0;
 
 	if (!call)
 		return;
@@ -125,17 +127,18 @@ void own_call_leave(struct umbra_own *own, struct own_call *call, int result)
 		free_slot(call);
 		return;
 	}
-	r = (struct hva_range){ { atomic_load(&call->start) }, { atomic_load(&call->end) } };
+	hull = hull_of(call);
 	pthread_rwlock_rdlock(&uffd_users);
 	uffd = atomic_load(&own->uffd);
 	if (uffd)
 		pthread_mutex_lock(&uffd->batch);
-	wrong = is_taken(call) && (result || !same_watched(own, call));
+	if (result || !same_watched(own, call))
+		wrong = call->taken;
 	free_slot(call);
 	if (uffd) {
 		pthread_mutex_unlock(&uffd->batch);
 		if (wrong)
-			uffd_doubt(uffd, r);
+			uffd_doubt(uffd, hull, wrong);
 	}
 	/* Closed meanwhile: then uffd_give_up_own() has given up what was taken. */
 	pthread_rwlock_unlock(&uffd_users);
@@ -152,44 +155,70 @@ bool own_call_of(struct umbra_own *own, int tid)
 /* Batch lock held. What was taken as @call's, if anything, may be anybody's, and so is what comes. */
 static void give_up(struct umbra_own *own, struct own_call *call)
 {
-	const uint64_t end = atomic_load(&call->end);
-	const struct hva_range r = { { atomic_load(&call->start) }, { end } };
-	const bool taken = is_taken(call);
+	const uint32_t taken = call->taken;
 
-	if (!end)
-		return;
-	atomic_store(&call->upto, end + 1);
+	call->doubted = true;
+	call->taken = 0;
 	if (taken)
-		uffd_doubt(atomic_load(&own->uffd), r);
+		uffd_doubt(atomic_load(&own->uffd), hull_of(call), taken);
+}
+
+/* Batch lock held. Will @call raise, or has it raised, a REMOVE of a part of @r? */
+static bool call_meets(struct own_call *call, struct hva_range r)
+{
+	if (!atomic_load(&call->end) || !hva_ranges_meet(hull_of(call), r))
+		return false;
+	for (uint32_t i = 0; i < call->nr; i++)
+		if (hva_ranges_meet(hva_range_widen(call->v[i]), r))
+			return true;
+	return false;
+}
+
+/* Batch lock held. Is @r what @call may raise next? */
+static bool call_takes(struct own_call *call, struct hva_range r)
+{
+	for (uint32_t i = call->at; i < call->nr; i++) {
+		const struct hva_range w = hva_range_widen(call->v[i]);
+
+		if (r.start.v < w.start.v || r.end.v > w.end.v ||
+		    (i == call->at && r.start.v < call->upto))
+			continue;
+		call->at = i;
+		call->upto = r.end.v;
+		call->taken++;
+		return true;
+	}
+	return false;
 }
 
 bool own_call_claim(struct umbra_own *own, struct hva_range r)
 {
-	struct own_call *met[OWN_CALLS], *call;
+	struct own_call *met[OWN_CALLS];
 	unsigned int n = 0;
 
-	for (unsigned int i = 0; i < OWN_CALLS; i++) {
-		const uint64_t end = atomic_load(&own->calls[i].end);
-
-		if (r.start.v < end && r.end.v > atomic_load(&own->calls[i].start))
+	for (unsigned int i = 0; i < OWN_CALLS; i++)
+		if (call_meets(&own->calls[i], r))
 			met[n++] = &own->calls[i];
-	}
-	call = n == 1 ? met[0] : NULL;
-	if (call && r.start.v == atomic_load(&call->start) && r.end.v == atomic_load(&call->end) &&
-	    atomic_load(&call->upto) == r.start.v && same_watched(own, call)) {
-		atomic_store(&call->upto, r.end.v);
+	if (n == 1 && !met[0]->doubted && same_watched(own, met[0]) && call_takes(met[0], r))
 		return true;
-	}
 	while (n)
 		give_up(own, met[--n]);
 	return false;
+}
+
+void own_call_doubt(struct umbra_own *own, struct hva_range r)
+{
+	for (unsigned int i = 0; i < OWN_CALLS; i++)
+		if (call_meets(&own->calls[i], r))
+			give_up(own, &own->calls[i]);
 }
 
 void uffd_give_up_own(struct umbra_uffd *uffd)
 {
 	pthread_mutex_lock(&uffd->batch);
 	for (unsigned int i = 0; i < OWN_CALLS; i++)
-		give_up(uffd->own, &uffd->own->calls[i]);
+		if (atomic_load(&uffd->own->calls[i].end))
+			give_up(uffd->own, &uffd->own->calls[i]);
 	pthread_mutex_unlock(&uffd->batch);
 }
 

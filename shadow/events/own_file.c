@@ -37,7 +37,7 @@ static int call_file(struct umbra_own *own, int fd, int mode, uint64_t offset, u
 	int err = plan_file(own, fd, mode, offset, len, &plan);
 
 	if (!err)
-		err = bracket_start(own, &plan, (struct hva_range){ 0 }, &b);
+		err = bracket_start(own, &plan, NULL, 0, &b);
 	if (err) {
 		own_plan_end(own, phase);
 		plan_fini(&plan);
@@ -77,7 +77,7 @@ pid_t umbra_fork(struct umbra_own *own)
 	plan_init(&plan, UMBRA_CAUSE_FORK, false);
 	err = region_plan_fork(own, &plan);
 	if (!err)
-		err = bracket_start(own, &plan, (struct hva_range){ 0 }, &b);
+		err = bracket_start(own, &plan, NULL, 0, &b);
 	if (err) {
 		own_plan_end(own, phase);
 		plan_fini(&plan);

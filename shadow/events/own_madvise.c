@@ -27,7 +27,7 @@ static int madvise_exact(struct umbra_own *own, struct hva_range r, int advice,
 
 	if (err)
 		return err;
-	call = own_call_enter(own, r, raises_remove(advice));
+	call = own_call_enter(own, &r, raises_remove(advice));
 	err = call_madvise(r, advice);
 	own_call_leave(own, call, err);
 	own_grace(own);
@@ -115,12 +115,10 @@ static int plan_first(const struct umbra_own *own, const struct hva_range *v, ui
 static int open_planned(struct umbra_own *own, const struct hva_range *v, uint32_t n, int advice,
 			struct plan *plan, struct bracket *b)
 {
-	/* The reader takes no REMOVE of a batch for ours by its range: the hull has gaps. */
-	const bool removes = n == 1 && raises_remove(advice);
 	int err = plan_first(own, v, n, advice, plan);
 
 	if (!err)
-		err = bracket_start(own, plan, removes ? *v : (struct hva_range){ 0 }, b);
+		err = bracket_start(own, plan, v, raises_remove(advice) ? n : 0, b);
 	if (err || hva_range_empty(plan->hold))
 		goto out;
 	err = plan_all(own, v, n, advice, &b->again);

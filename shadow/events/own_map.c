@@ -13,7 +13,7 @@ static int start_one(struct umbra_own *own, struct hva_range r, enum umbra_cause
 	err = plan_add(plan, r);
 	if (!err && cause == UMBRA_CAUSE_UNMAP)
 		err = region_reserve(own);
-	return err ? err : bracket_start(own, plan, (struct hva_range){ 0 }, b);
+	return err ? err : bracket_start(own, plan, NULL, 0, b);
 }
 
 int umbra_munmap(struct umbra_own *own, struct hva_range r)
@@ -131,7 +131,7 @@ static int grow_in_place(struct umbra_own *own, struct hva_range from, uint64_t 
 	plan_init(&plan, UMBRA_CAUSE_REMAP, false);
 	err = plan_add(&plan, (struct hva_range){ from.end, to.end });
 	if (!err)
-		err = bracket_start(own, &plan, (struct hva_range){ 0 }, &b);
+		err = bracket_start(own, &plan, NULL, 0, &b);
 	if (err)
 		return err;
 	err = call_mremap(from, new_len, 0, from.start, result);
@@ -177,7 +177,7 @@ int umbra_mremap(struct umbra_own *own, struct hva_range from, uint64_t new_len,
 	plan_init(&plan, UMBRA_CAUSE_REMAP, true);
 	err = plan_mremap(from, new_len, flags, to, &plan);
 	if (!err)
-		err = bracket_start(own, &plan, (struct hva_range){ 0 }, &b);
+		err = bracket_start(own, &plan, NULL, 0, &b);
 	if (err)
 		return err;
 	err = call_mremap(from, new_len, flags, to, &now);

@@ -217,30 +217,36 @@ static void point(struct umbra_uffd *u, struct hva_range r, enum umbra_cause cau
 	close_range_(u, r, cause);
 }
 
-static void add_doubt(struct umbra_uffd *u, struct hva_range r)
+/* It is open already. @removes: so many were raised. */
+static void add_doubt(struct umbra_uffd *u, struct hva_range r, uint32_t removes)
 {
 	struct uffd_open *d;
 
-	open_range(u, r, UMBRA_CAUSE_REMOVE, true);
 	pthread_mutex_lock(&u->lock);
 	if (u->ndoubts < UFFD_DOUBTS) {
-		u->doubts[u->ndoubts++] = (struct uffd_open){ .r = r, .count = 1 };
+		u->doubts[u->ndoubts++] =
+			(struct uffd_open){ .r = r, .count = 1, .removes = removes };
 	} else {
 		d = &u->doubts[UFFD_DOUBTS - 1];
-		if (r.start.v < d->r.start.v)
-			d->r.start = r.start;
-		if (r.end.v > d->r.end.v)
-			d->r.end = r.end;
+		hva_range_join(&d->r, r);
 		d->count++;
+		d->removes += removes;
 	}
 	pthread_mutex_unlock(&u->lock);
 	uffd_wake_reader(u);
 }
 
-void uffd_doubt(struct umbra_uffd *u, struct hva_range r)
+void uffd_doubt(struct umbra_uffd *u, struct hva_range r, uint32_t n)
 {
-	atomic_fetch_sub(&u->own_removes, 1);
-	add_doubt(u, r);
+	static const struct hva_range
+		none; /* a batch without a part: nothing comes, nothing goes */
+	struct umbra_range range = range_of(r, UMBRA_CAUSE_REMOVE, false);
+
+	range.v = &none;
+	range.nr = 1;
+	atomic_fetch_sub(&u->own_removes, n);
+	umbra_invalidate_start(u->chain, &range);
+	add_doubt(u, r, n);
 }
 
 static void set_unsettled(struct umbra_uffd *u)
@@ -280,7 +286,7 @@ static void settle_pending(struct umbra_uffd *u)
 		}
 		for (uint32_t n = o->count; n; n--)
 			close_range_(u, o->r, UMBRA_CAUSE_REMOVE);
-		atomic_fetch_add(&u->settled, o->count);
+		atomic_fetch_add(&u->settled, o->removes);
 	}
 	u->npending = kept;
 	set_unsettled(u);
@@ -299,7 +305,7 @@ static void on_remove(struct umbra_uffd *u, struct hva_range r)
 	open_range(u, r, UMBRA_CAUSE_REMOVE, true);
 	/* The epoch begins after the read: what is seen from now on was seen after it. */
 	u->pending[u->npending++] =
-		(struct uffd_open){ .r = r, .epoch = settle_epoch(), .count = 1 };
+		(struct uffd_open){ .r = r, .epoch = settle_epoch(), .count = 1, .removes = 1 };
 	set_unsettled(u);
 	atomic_fetch_add(&u->removes, 1); /* last: who sees it counted sees it refused */
 }
@@ -310,8 +316,10 @@ static void on_remap(struct umbra_uffd *u, uint64_t from, uint64_t to, uint64_t 
 
 	atomic_fetch_add(&u->remaps, 1);
 	uffd_ranges_move(u, old, (hva_t){ to });
-	if (u->own)
+	if (u->own) {
+		own_call_doubt(u->own, (struct hva_range){ { to }, { to + len } });
 		own_moved(u->own, old, (hva_t){ to });
+	}
 	point(u, old, UMBRA_CAUSE_REMAP, true);
 	point(u, (struct hva_range){ { to }, { to + len } }, UMBRA_CAUSE_REMAP, true);
 }
@@ -548,8 +556,10 @@ void umbra_uffd_close(struct umbra_uffd *u)
 		return;
 	u->settle.reader_tid = own_tid();
 	uffd_read_all(u);
-	for (uint32_t i = 0; i < u->nranges; i++)
-		add_doubt(u, u->ranges[i].hva);
+	for (uint32_t i = 0; i < u->nranges; i++) {
+		open_range(u, u->ranges[i].hva, UMBRA_CAUSE_REMOVE, true);
+		add_doubt(u, u->ranges[i].hva, 1);
+	}
 	if (u->own)
 		uffd_give_up_own(u);
 	if (u->owned)

@@ -67,12 +67,11 @@ uint64_t settle_epoch(void);
 uint64_t settle_scan(struct settle *s, uint64_t epoch);
 
 /* An open bracket of the reader's, to be closed when @epoch is over. @count: starts it stands for.
- */
+ * @removes: REMOVEs, as many as are in doubt. */
 struct uffd_open {
 	struct hva_range r;
 	uint64_t epoch;
-	uint32_t count;
-	bool own;
+	uint32_t count, removes;
 };
 
 struct uffd_deferred {
@@ -119,9 +118,9 @@ struct umbra_uffd {
 	_Atomic uint64_t own_removes, settled, unsettled, eagain;
 };
 
-/* A REMOVE of @r was taken as an own call's and may be another's: whoever made it is waited for. The
- * own call's bracket is still open. */
-void uffd_doubt(struct umbra_uffd *uffd, struct hva_range r);
+/* @n REMOVEs within @r were taken as an own call's, and one may be another's: whoever made it is waited for.
+ * The own call's bracket is still open. */
+void uffd_doubt(struct umbra_uffd *uffd, struct hva_range r, uint32_t n);
 /* Before the descriptor is closed, which lets own calls return that raised nothing yet. */
 void uffd_give_up_own(struct umbra_uffd *uffd);
 /* No own call uses @uffd once this has returned. */

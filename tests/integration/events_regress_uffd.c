@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* userfaultfd: what once went wrong. REMOVEs taken for an own call's, many threads, closing. */
+/* userfaultfd: what once went wrong. Many threads, other processes, closing. */
 #include <dirent.h>
 #include <signal.h>
 #include <sched.h>
@@ -10,148 +10,6 @@
 #include "tests/integration/events_uffd.h"
 
 TestSuite(uffd_regress, .init = init, .fini = fini, .timeout = 60);
-
-/* Watched, and mapped by the guest. */
-static char *mapped(size_t bytes)
-{
-	char *p = watched(bytes, UMBRA_UFFD_WP);
-
-	cr_assert(host_touch(&h, p, bytes, RW));
-	return p;
-}
-
-/* ---- whose REMOVE ---------------------------------------------------------------------------- */
-
-struct caller {
-	pthread_t thread;
-	struct hva_range r;
-	bool own;
-	_Atomic int tid;
-	int result;
-};
-
-static void *call(void *arg)
-{
-	struct caller *c = arg;
-
-	c->tid = gettid();
-	if (c->own)
-		c->result = umbra_madvise(h.own, c->r, MADV_DONTNEED);
-	else
-		c->result = madvise((void *)(uintptr_t)c->r.start.v, c->r.end.v - c->r.start.v,
-				    MADV_DONTNEED);
-	return NULL;
-}
-
-/* Until the thread is in madvise(2): it waits for its event to be read then, as nobody reads. */
-static void wait_in_madvise(struct caller *c)
-{
-	const struct timespec tick = { .tv_nsec = 1000000 };
-	char path[64], word[32];
-
-	while (!c->tid)
-		sched_yield();
-	snprintf(path, sizeof(path), "/proc/self/task/%d/syscall", c->tid);
-	while (!host_read(path, word, sizeof(word)) || strcmp(word, "28"))
-		nanosleep(&tick, NULL);
-}
-
-static void begin(struct caller *c, bool own, char *p, size_t pages)
-{
-	*c = (struct caller){ .r = hva_range_of(p, pages * PAGE), .own = own };
-	cr_assert(!pthread_create(&c->thread, NULL, call, c));
-	wait_in_madvise(c);
-}
-
-static void end_all(struct caller *c, unsigned int n)
-{
-	start_reader();
-	for (unsigned int i = 0; i < n; i++) {
-		pthread_join(c[i].thread, NULL);
-		cr_assert_eq(c[i].result, 0);
-	}
-	drain();
-	cr_assert_eq(stats.removes, n);
-	cr_assert_eq(stats.own_removes + stats.settled, n);
-	cr_assert_eq(umbra_chain_counts(h.chain, UMBRA_SOURCE_UFFD).begun, stats.settled);
-	stop_reader();
-}
-
-Test(uffd_regress, an_outside_remove_inside_an_own_range_gets_its_own_bracket)
-{
-	struct caller c[3];
-	char *p;
-
-	need_uffd();
-	p = mapped(HUGE);
-	begin(&c[0], false, p, 1);
-	begin(&c[1], true, p, 64);
-	begin(&c[2], false, p + 16 * PAGE, 1);
-	end_all(c, 3);
-	cr_assert_eq(stats.own_removes, 0);
-	cr_assert_eq(host_leaves(&h, p, HUGE), 448);
-}
-
-Test(uffd_regress, an_outside_remove_of_the_same_range_is_not_taken_for_the_own_one)
-{
-	struct caller c[2];
-	char *p;
-
-	need_uffd();
-	p = mapped(HUGE);
-	begin(&c[0], false, p, 8);
-	begin(&c[1], true, p, 8);
-	end_all(c, 2);
-	cr_assert_eq(stats.own_removes, 0);
-}
-
-Test(uffd_regress, an_outside_remove_after_the_own_one_takes_the_claim_back)
-{
-	struct caller c[2];
-	char *p;
-
-	need_uffd();
-	p = mapped(HUGE);
-	begin(&c[0], true, p, 8);
-	begin(&c[1], false, p + 4 * PAGE, 8);
-	end_all(c, 2);
-	cr_assert_eq(stats.own_removes, 0);
-}
-
-Test(uffd_regress, own_calls_apart_from_each_other_are_each_known)
-{
-	struct caller c[3];
-	char *p;
-
-	need_uffd();
-	p = mapped(HUGE);
-	begin(&c[0], true, p, 8);
-	begin(&c[1], true, p + 8 * PAGE, 8);
-	begin(&c[2], false, p + 16 * PAGE, 8);
-	end_all(c, 3);
-	cr_assert_eq(stats.own_removes, 2);
-}
-
-/* Fails with its REMOVE raised: a mapping ends in the middle of the range. */
-static int discard_over_the_end(char *p)
-{
-	return umbra_madvise(h.own, hva_range_of(p + HUGE - PAGE, 2 * PAGE), MADV_DONTNEED);
-}
-
-Test(uffd_regress, an_own_call_that_fails_leaves_its_remove_to_the_grace_period)
-{
-	char *p;
-
-	need_uffd();
-	start_reader();
-	p = mapped(HUGE);
-	cr_assert_eq(discard_over_the_end(p), -ENOMEM);
-	drain();
-	cr_assert_eq(stats.removes, 1);
-	cr_assert_eq(stats.own_removes, 0);
-	cr_assert_eq(stats.settled, 1);
-	stop_reader();
-}
 
 /* ---- many threads ---------------------------------------------------------------------------- */
 
@@ -455,7 +313,7 @@ Test(uffd_regress, closing_waits_for_a_thread_that_comes_back)
 	start_spinning(&t);
 	c = (struct caller){ .r = hva_range_of(p, PAGE) };
 	cr_assert(!pthread_create(&c.thread, NULL, discard_and_let_go, &c));
-	wait_in_madvise(&c);
+	wait_in_call(&c);
 	umbra_uffd_close(uffd); /* reads what was waited for, which ends the spinning */
 	uffd = NULL;
 	cr_assert(host_sound(&h)); /* every bracket is closed */

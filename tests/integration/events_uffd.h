@@ -3,6 +3,8 @@
 #ifndef TESTS_INTEGRATION_EVENTS_UFFD_H
 #define TESTS_INTEGRATION_EVENTS_UFFD_H
 
+#include <sched.h>
+#include <time.h>
 #include <criterion/criterion.h>
 #include "tests/integration/events_host.h"
 
@@ -88,6 +90,75 @@ static char *watched(size_t bytes, uint32_t modes)
 	madvise(p, bytes, MADV_NOHUGEPAGE);
 	cr_assert(!umbra_uffd_register(uffd, hva_range_of(p, bytes), modes));
 	return p;
+}
+
+/* Watched, and mapped by the guest. */
+static inline char *mapped(size_t bytes)
+{
+	char *p = watched(bytes, UMBRA_UFFD_WP);
+
+	cr_assert(host_touch(&h, p, bytes, RW));
+	return p;
+}
+
+/* A thread that discards: @r, or as an own call a batch of @n. */
+struct caller {
+	pthread_t thread;
+	struct hva_range r;
+	const struct hva_range *v;
+	uint32_t n;
+	bool own;
+	_Atomic int tid;
+	int result;
+};
+
+static inline void *call(void *arg)
+{
+	struct caller *c = arg;
+
+	c->tid = gettid();
+	if (c->n)
+		c->result = umbra_madvise_batch(h.own, c->v, c->n, MADV_DONTNEED, NULL);
+	else if (c->own)
+		c->result = umbra_madvise(h.own, c->r, MADV_DONTNEED);
+	else
+		c->result = madvise((void *)(uintptr_t)c->r.start.v, c->r.end.v - c->r.start.v,
+				    MADV_DONTNEED);
+	return NULL;
+}
+
+/* Until the thread is in madvise, process_madvise or mremap: it waits for its event to be read then, as nobody reads. */
+static inline void wait_in_call(struct caller *c)
+{
+	const struct timespec tick = { .tv_nsec = 1000000 };
+	char path[64], word[32];
+
+	while (!c->tid)
+		sched_yield();
+	snprintf(path, sizeof(path), "/proc/self/task/%d/syscall", c->tid);
+	while (!host_read(path, word, sizeof(word)) ||
+	       (strcmp(word, "28") && strcmp(word, "440") && strcmp(word, "25")))
+		nanosleep(&tick, NULL);
+}
+
+static inline void begin_batch(struct caller *c, const struct hva_range *v, uint32_t n)
+{
+	*c = (struct caller){ .v = v, .n = n, .own = true };
+	cr_assert(!pthread_create(&c->thread, NULL, call, c));
+	wait_in_call(c);
+}
+
+static inline void begin(struct caller *c, bool own, char *p, size_t pages)
+{
+	*c = (struct caller){ .r = hva_range_of(p, pages * PAGE), .own = own };
+	cr_assert(!pthread_create(&c->thread, NULL, call, c));
+	wait_in_call(c);
+}
+
+/* Fails with its REMOVE raised: a mapping ends in the middle of the range. */
+static inline int discard_over_the_end(char *p)
+{
+	return umbra_madvise(h.own, hva_range_of(p + HUGE - PAGE, 2 * PAGE), MADV_DONTNEED);
 }
 
 /* All events announced, all REMOVEs settled, and the tables right. */
