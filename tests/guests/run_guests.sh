@@ -236,6 +236,7 @@ job property free_lazy "1 2" "lazily freed pages are old or zero"
 job property arena "1 2 4" "chaos loses pages inside arenas only"
 job property smp_hammer "1 2 4" "no addition is lost under invalidation"
 job property smp_stale "1 2 4" "nobody sees the old page after the call" ms=100
+job property storm "1 4" "calls of all kinds at once harm nothing beside" n=20
 job property ad_truth "1 2 4" "accessed and dirty are what the guest did"
 job property vast "1 2" "long host calls over holes keep what is there"
 job property tour "2" "the demonstration"
