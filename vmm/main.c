@@ -56,6 +56,23 @@ static bool open_standard_descriptors(void)
 	return true;
 }
 
+/*
+ * Signals as they are set when nobody meddled: a kick that is blocked interrupts no vCPU, and with SIGCHLD ignored the
+ * number of a child that ended is free for somebody else, whom we would end in its place. What ends us keeps the
+ * disposition that whoever starts us gave it (nohup), and stays blocked if it was: vm.c reads it from a descriptor.
+ */
+static void reset_signals(void)
+{
+	sigset_t set;
+
+	signal(SIGCHLD, SIG_DFL);
+	sigfillset(&set);
+	sigdelset(&set, SIGINT);
+	sigdelset(&set, SIGTERM);
+	sigdelset(&set, SIGHUP);
+	sigprocmask(SIG_UNBLOCK, &set, NULL);
+}
+
 int main(int argc, char **argv)
 {
 	enum args_command command = ARGS_HELP;
@@ -68,6 +85,7 @@ int main(int argc, char **argv)
 	}
 	/* one arena: glibc opens a file of /proc before it shrinks another, which the sandbox forbids */
 	mallopt(M_ARENA_MAX, 1);
+	reset_signals();
 	signal(SIGXFSZ, SIG_IGN); /* a limit on files is an error like others, with its text */
 	if (args_parse(argc, argv, &command, &config, &err)) {
 		fprintf(stderr, "umbra: %s\n", err.text);
