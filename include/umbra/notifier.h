@@ -126,7 +126,7 @@ struct umbra_os {
 	void (*bug)(const char *what) __attribute__((noreturn));
 };
 
-/* The ordinary one: malloc, pthread mutexes, sched_yield, a message and abort(). In shadow/events.
+/* The ordinary one: malloc, futexes, sched_yield, a message and abort(). In shadow/events.
  */
 extern const struct umbra_os umbra_os_posix;
 
