@@ -123,12 +123,15 @@ $(BUILD)/$(SHARED): $(call objects,pic,$(LIB_SRC)) $(BUILD)/umbra.map
 		-Wl,--version-script=$(BUILD)/umbra.map -Wl,-z,defs -o $@ $(filter %.o,$^)
 	$(Q)ln -sf $(SHARED) $(BUILD)/$(SONAME) && ln -sf $(SONAME) $(BUILD)/libumbra.so
 
-$(BUILD)/umbra.pc: Makefile | $(BUILD)/.dir
-	$(call say,GEN,$@){ \
+# It names PREFIX, and `make install PREFIX=...` may follow a `make` without: written anew when that has changed.
+.PHONY: FORCE
+$(BUILD)/umbra.pc: FORCE | $(BUILD)/.dir
+	$(Q){ \
 		echo 'prefix=$(PREFIX)'; echo 'libdir=$(LIBDIR)'; echo 'includedir=$(INCDIR)'; echo; \
 		echo 'Name: umbra'; echo 'Description: a secondary MMU in user space for KVM guests'; \
 		echo 'Version: $(VERSION)'; echo 'Libs: -L$${libdir} -lumbra'; \
-		echo 'Libs.private: -pthread'; echo 'Cflags: -I$${includedir}'; } >$@
+		echo 'Libs.private: -pthread'; echo 'Cflags: -I$${includedir}'; } >$@.tmp; \
+	if cmp -s $@.tmp $@; then rm -f $@.tmp; else mv $@.tmp $@; fi
 
 # ---- vmm -----------------------------------------------------------------------------------------
 $(BUILD)/vmm: $(call objects,obj,$(VMM_SRC)) $(BUILD)/libumbra.a

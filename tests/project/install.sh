@@ -17,9 +17,11 @@ try() {
 }
 prefix=$tmp/usr
 mk() { "$MAKE" --no-print-directory BUILD="$tmp/pc" "$@"; }
-# umbra.pc names the prefix: a build directory of its own, with the objects of this one.
-cp -a "$BUILD" "$tmp/pc" && rm -rf "$tmp/pc/umbra.pc" "$tmp/pc/check"
+# A build directory of its own, with the objects of this one. First built for another prefix, as by `make` alone.
+cp -a "$BUILD" "$tmp/pc" && rm -rf "$tmp/pc/check"
+try 'build for /usr/local' mk "$tmp/pc/umbra.pc"
 try install mk install PREFIX="$prefix"
+try 'umbra.pc names the prefix of the installation' grep -qx "prefix=$prefix" "$prefix/lib/pkgconfig/umbra.pc"
 
 cat >"$tmp/a.c" <<'C'
 #include <umbra/events.h>
