@@ -23,9 +23,9 @@ static inline void vm_flags_clear(struct vm_area_struct *vma, vm_flags_t flags)
 
 /* The young callouts return bool from 7.1 on. */
 #if LINUX_VERSION_CODE < KERNEL_VERSION(7, 1, 0)
-typedef int umbra_young_t;
+#define umbra_young_t int
 #else
-typedef bool umbra_young_t;
+#define umbra_young_t bool
 #endif
 
 /* The kernel's numbers are those of the ABI; a kernel where they are not does not build. */

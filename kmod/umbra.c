@@ -177,6 +177,7 @@ static bool publish(struct subscription *s, struct umbra_ntf_record *rec)
 	rec->who = rec->flags & UMBRA_NTF_OWNER ? task_pid_vnr(current) : 0;
 	/* After the counters: whoever has read a record finds it counted. */
 	unread = umbra_ring_push(&s->ring, rec);
+	/* pairs with the fence in umbra_ntf_read() */
 	smp_store_release(&state->seq, state->seq + 1);
 	return unread >= s->watermark;
 }
@@ -512,13 +513,12 @@ static long umbra_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 
 	if (mutex_lock_interruptible(&s->attach_lock))
 		return -EINTR;
-	switch (cmd) {
-	case UMBRA_NTF_ATTACH: err = arg_get(&a, sizeof(a), user) ?: attach(s, &a, user); break;
-	case UMBRA_NTF_RANGES:
+	if (cmd == UMBRA_NTF_ATTACH)
+		err = arg_get(&a, sizeof(a), user) ?: attach(s, &a, user);
+	else if (cmd == UMBRA_NTF_RANGES)
 		err = arg_get(&ranges, sizeof(ranges), user) ?: ranges_set(s, &ranges);
-		break;
-	default: err = -ENOTTY;
-	}
+	else
+		err = -ENOTTY;
 	mutex_unlock(&s->attach_lock);
 	return err;
 }

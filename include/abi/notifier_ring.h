@@ -11,7 +11,9 @@
 #include <abi/notifier.h>
 
 #ifdef __KERNEL__
-#define umbra_ring_load(p)     smp_load_acquire(p)
+/* pairs with the store of the other side: @tail here, all others there */
+#define umbra_ring_load(p) smp_load_acquire(p)
+/* pairs with the load of the other side */
 #define umbra_ring_store(p, v) smp_store_release(p, v)
 #define umbra_ring_once(p)     READ_ONCE(*(p))
 #else
