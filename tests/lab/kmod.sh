@@ -75,8 +75,8 @@ done
 
 # What DKMS would build: what is installed is complete.
 if [ -z "${ONLY-}" ] && [ -e "$BUILD/kmod/headers/6.1/build" ]; then
-	make -s BUILD="$BUILD" DESTDIR="$tmp/root" install-dkms >"$tmp/dkms" 2>&1 &&
-		src=$(echo "$tmp"/root/usr/src/umbra-*) &&
+	make -s BUILD="$BUILD" DESTDIR="$tmp/dest" install-dkms >"$tmp/dkms" 2>&1 &&
+		src=$(echo "$tmp"/dest/usr/src/umbra-*) &&
 		bash -c 'kernel_source_dir=$1 dkms_tree=$2; . "$3/dkms.conf"; mkdir -p "$2/umbra/$PACKAGE_VERSION"
 			ln -s "$3" "$2/umbra/$PACKAGE_VERSION/build"; eval "${MAKE[0]}" && [ -s "$3/$BUILT_MODULE_LOCATION/umbra.ko" ]' \
 			sh "$BUILD/kmod/headers/6.1/build" "$tmp/dkms-tree" "$src" >>"$tmp/dkms" 2>&1
