@@ -56,7 +56,8 @@ enum guest_backing { GUEST_BACKING_ANON = 0, GUEST_BACKING_MEMFD = 1 };
 
 /*
  * Host calls: the guest asks the host to act on [gpa, gpa + len) of guest memory, 4K aligned. When the call
- * returns, the host has done it and no vCPU uses an old translation.
+ * returns, the host has done it and no vCPU uses an old translation. With hugetlb memory DISCARD and PROTECT
+ * take whole 2M pages: -EINVAL for anything else.
  * @ret: 0 or a negative errno (Linux numbers); for some calls a count.
  */
 enum guest_hostcall_nr {
@@ -71,15 +72,15 @@ enum guest_hostcall_nr {
 		4, /* ret: writes that met PROTECT since start, all ranges: one a page and PROTECT,
 	   the guest's or vmm's own (an answer written there, what rep ins reads)           */
 	GUEST_CALL_SPLIT =
-		5, /* host maps it by 4K from now on, contents kept                          */
+		5, /* host maps it by 4K from now on, contents kept; -ENOTSUP: hugetlb       */
 	GUEST_CALL_COLLAPSE =
 		6, /* MADV_COLLAPSE, contents kept: each 2M that holds something becomes one page;
-	   -EINVAL: nothing there; -ENOTSUP: not with this memory                   */
+	   -EINVAL: nothing there; -ENOTSUP: pages 4k or hugetlb                    */
 	GUEST_CALL_SWAPOUT =
-		7, /* MADV_PAGEOUT; ret: pages that left memory; -ENOTSUP: this memory, or without
-	   swap private memory, cannot                                              */
+		7, /* MADV_PAGEOUT; ret: pages that left memory; -ENOTSUP: hugetlb, or without
+	   swap anon                                                                */
 	GUEST_CALL_REMAP =
-		8, /* mremap away and back, contents kept                                    */
+		8, /* mremap away and back, contents kept; -ENOTSUP: hugetlb                 */
 	GUEST_CALL_FORK =
 		9, /* a child process keeps a copy-on-write view; ret: its number            */
 	GUEST_CALL_FORK_SUM =
@@ -94,7 +95,7 @@ enum guest_hostcall_nr {
 	GUEST_CALL_LEAVES =
 		14, /* val: 4K leaves in the range | 2M leaves << 32                            */
 	GUEST_CALL_FREE =
-		15, /* MADV_FREE: contents, or zero, until written again (anon only)           */
+		15, /* MADV_FREE: contents, or zero, until written again; -ENOTSUP: memfd or hugetlb */
 	GUEST_CALL_NR
 };
 

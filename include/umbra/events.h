@@ -151,6 +151,11 @@ int umbra_region_remove(struct umbra_own *own, struct hva_range hva);
  * held that the reader or a consumer wants; a vCPU thread too. Returns: 0 or a negative errno, as the
  * system call; -EBUSY also for pinned pages. MADV_COLLAPSE of more than 1 GiB and MADV_POPULATE_WRITE
  * of more than 8 MiB are made in pieces, each in a bracket of its own: signals and faults come between.
+ *
+ * Of hugetlb memory the kernel refuses with -EINVAL: MADV_COLLAPSE, COLD, PAGEOUT, FREE, GUARD_INSTALL,
+ * mremap with MREMAP_DONTUNMAP or to a greater length, and whatever would cut one of its pages (munmap,
+ * mprotect, madvise). Its pages are never split. What the kernel takes a whole page for although less was
+ * named (mmap over, mremap) is bracketed as the kernel takes it.
  */
 int umbra_madvise(struct umbra_own *own, struct hva_range r, int advice);
 int umbra_munmap(struct umbra_own *own, struct hva_range r);

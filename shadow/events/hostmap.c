@@ -379,6 +379,7 @@ static bool parse_vma(const char *line, struct host_vma *vma)
 	vma->flags =
 		(perms[0] == 'r' ? UMBRA_VMA_READ : 0U) | (perms[1] == 'w' ? UMBRA_VMA_WRITE : 0U) |
 		(perms[2] == 'x' ? UMBRA_VMA_EXEC : 0U) | (perms[3] == 's' ? UMBRA_VMA_SHARED : 0U);
+	vma->page = 0;
 	vma->file = inode != 0;
 	return true;
 }
@@ -427,6 +428,7 @@ int hostmap_vma(struct umbra_hostmap *map, hva_t hva, struct host_vma *vma)
 		return -errno;
 	vma->hva = (struct hva_range){ { q.vma_start }, { q.vma_end } };
 	vma->flags = (uint32_t)q.vma_flags;
+	vma->page = q.vma_page_size;
 	vma->file = q.inode != 0;
 	return 0;
 }

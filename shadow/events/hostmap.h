@@ -27,10 +27,11 @@ static inline atomic_uint *hostmap_writing(struct umbra_hostmap *map, hva_t hva)
 	return &map->writing[(hva.v >> UMBRA_PAGE_SHIFT) % HOSTMAP_WRITING];
 }
 
-/* One mapping of the host (a VMA). @flags: UMBRA_VMA_*. @file: has an inode, shared anonymous
- * memory too. */
+/* One mapping of the host (a VMA). @flags: UMBRA_VMA_*. @page: bytes of its pages, 0 if not known
+ * (before 6.11). @file: has an inode, shared anonymous memory too. */
 struct host_vma {
 	struct hva_range hva;
+	uint64_t page;
 	uint32_t flags;
 	bool file;
 };

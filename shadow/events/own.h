@@ -100,6 +100,10 @@ int region_plan_file(struct umbra_own *own, int fd, uint64_t start, uint64_t end
 		     struct plan *plan);
 /* Private regions that fork would make copy-on-write. */
 int region_plan_fork(struct umbra_own *own, struct plan *plan);
+/* Is @hva in a region? @page: the bytes of its pages if they are hugetlb's, 0 otherwise. */
+bool region_page(struct umbra_own *own, hva_t hva, uint64_t *page);
+/* Bytes of a page of @fd if it is a file of hugetlb, 0 otherwise. */
+uint64_t own_file_hugepage(int fd);
 /*
  * What a call did to the regions. Room is made by region_reserve() before the call; should it not
  * do after all, a region says too much rather than too little.

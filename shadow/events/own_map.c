@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /* Own calls that change mappings: munmap, mprotect, mmap over, mremap. */
 #include <errno.h>
+#include <linux/mman.h>
+#include <unistd.h>
+#include "shadow/events/hostmap.h"
 #include "shadow/events/own.h"
 
 /* Opens the bracket of a call that changes @r alone. */
@@ -44,18 +47,66 @@ int umbra_mprotect(struct umbra_own *own, struct hva_range r, int prot)
 	return err;
 }
 
+/* Of hugetlb memory the kernel takes whole pages, whatever length it is given. @page 0: of other memory. */
+static uint64_t whole(uint64_t len, uint64_t page)
+{
+	return page && len <= ~0ULL - page ? (len + page - 1) & ~(page - 1) : len;
+}
+
+/* Of what mmap with these arguments maps. */
+static uint64_t hugepage_of(int flags, int fd)
+{
+	const unsigned int shift = (unsigned int)flags >> MAP_HUGE_SHIFT & MAP_HUGE_MASK;
+	uint64_t page = 0;
+
+	if (!(flags & MAP_ANONYMOUS))
+		return fd < 0 ? 0 : own_file_hugepage(fd);
+	if (!(flags & MAP_HUGETLB))
+		return 0;
+	if (shift)
+		return 1ULL << shift;
+	fd = memfd_create("", MFD_CLOEXEC | MFD_HUGETLB); /* says what is the usual size */
+	if (fd >= 0) {
+		page = own_file_hugepage(fd);
+		close(fd);
+	}
+	return page ? page : UMBRA_HUGE_SIZE;
+}
+
+/* Of what is mapped at @hva, as far as it is known. @most: of what may be mapped there. */
+static uint64_t hugepage_at(struct umbra_own *own, hva_t hva, uint64_t *most)
+{
+	const uint64_t gigabyte = 512 * UMBRA_HUGE_SIZE;
+	struct host_vma vma;
+	uint64_t page = 0;
+
+	*most = 0;
+	if (hva.v & (UMBRA_HUGE_SIZE - 1))
+		return 0;
+	if (own->map && own->map->procmap) {
+		if (!hostmap_vma(own->map, hva, &vma) && vma.page > UMBRA_PAGE_SIZE)
+			page = vma.page;
+	} else if (!region_page(own, hva, &page)) {
+		*most = hva.v & (gigabyte - 1) ? UMBRA_HUGE_SIZE : gigabyte;
+	}
+	return page;
+}
+
 int umbra_mmap_over(struct umbra_own *own, struct hva_range r, int prot, int flags, int fd,
 		    uint64_t offset)
 {
+	const uint64_t hugepage = hugepage_of(flags, fd);
+	const struct hva_range all = { r.start, { r.start.v + whole(hva_range_len(r), hugepage) } };
 	const struct umbra_region now = {
-		.hva = r,
+		.hva = all,
+		.hugepage = hugepage,
 		.fd = flags & MAP_ANONYMOUS ? -1 : fd,
 		.file_offset = offset,
 		.is_private = (flags & MAP_TYPE) == MAP_PRIVATE,
 	};
 	struct plan plan;
 	struct bracket b;
-	int err = start_one(own, r, UMBRA_CAUSE_UNMAP, &plan, &b);
+	int err = start_one(own, all, UMBRA_CAUSE_UNMAP, &plan, &b);
 
 	if (err)
 		return err;
@@ -63,7 +114,7 @@ int umbra_mmap_over(struct umbra_own *own, struct hva_range r, int prot, int fla
 	    MAP_FAILED)
 		err = -errno;
 	else
-		region_replace(own, r, &now);
+		region_replace(own, all, &now);
 	bracket_end(own, &b, err);
 	return err;
 }
@@ -79,17 +130,19 @@ static int call_mremap(struct hva_range from, uint64_t new_len, int flags, hva_t
 }
 
 /* Old range and destination of a move; the tail of a shrink in place; nothing for growth in place.
- */
-static int plan_mremap(struct hva_range from, uint64_t new_len, int flags, hva_t to,
+ * All in whole pages of @page bytes. */
+static int plan_mremap(struct hva_range from, uint64_t new_len, hva_t to, int flags, uint64_t page,
 		       struct plan *plan)
 {
 	int err;
+
+	from.end.v = from.start.v + whole(hva_range_len(from), page);
 
 	if (!(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)) && new_len <= hva_range_len(from))
 		return plan_add(plan, (struct hva_range){ { from.start.v + new_len }, from.end });
 	err = plan_add(plan, from);
 	if (!err && (flags & MREMAP_FIXED))
-		err = plan_add(plan, (struct hva_range){ to, { to.v + new_len } });
+		err = plan_add(plan, (struct hva_range){ to, { to.v + whole(new_len, page) } });
 	return err;
 }
 
@@ -154,9 +207,14 @@ static void hold_new_place(struct umbra_own *own, struct hva_range now)
 	umbra_invalidate_end(own->chain, &range);
 }
 
-int umbra_mremap(struct umbra_own *own, struct hva_range from, uint64_t new_len, int flags,
+int umbra_mremap(struct umbra_own *own, struct hva_range asked, uint64_t asked_len, int flags,
 		 hva_t to, hva_t *result)
 {
+	uint64_t most;
+	const uint64_t page = hugepage_at(own, asked.start, &most);
+	const struct hva_range from = { asked.start,
+					{ asked.start.v + whole(hva_range_len(asked), page) } };
+	const uint64_t new_len = whole(asked_len, page);
 	const bool in_place = hva_range_len(from) && !(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP));
 	hva_t now = from.start;
 	struct plan plan;
@@ -175,7 +233,7 @@ int umbra_mremap(struct umbra_own *own, struct hva_range from, uint64_t new_len,
 			return err;
 	}
 	plan_init(&plan, UMBRA_CAUSE_REMAP, true);
-	err = plan_mremap(from, new_len, flags, to, &plan);
+	err = plan_mremap(from, new_len, to, flags, most, &plan);
 	if (!err)
 		err = bracket_start(own, &plan, NULL, 0, &b);
 	if (err)

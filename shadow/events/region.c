@@ -89,17 +89,23 @@ static bool split_at(struct umbra_own *own, uint64_t hva)
 	return true;
 }
 
-static int identify(struct own_region *r)
+uint64_t own_file_hugepage(int fd)
 {
 	struct statfs fs;
+
+	return !fstatfs(fd, &fs) && fs.f_type == HUGETLBFS_MAGIC ? (uint64_t)fs.f_bsize : 0;
+}
+
+static int identify(struct own_region *r)
+{
 	struct stat st;
 
 	if (r->pub.fd < 0)
 		return 0;
 	if (fstat(r->pub.fd, &st))
 		return -errno;
-	if (!r->pub.hugepage && !fstatfs(r->pub.fd, &fs) && fs.f_type == HUGETLBFS_MAGIC)
-		r->pub.hugepage = (uint64_t)fs.f_bsize;
+	if (!r->pub.hugepage)
+		r->pub.hugepage = own_file_hugepage(r->pub.fd);
 	r->dev = st.st_dev;
 	r->ino = st.st_ino;
 	return 0;
@@ -145,6 +151,20 @@ int umbra_region_remove(struct umbra_own *own, struct hva_range hva)
 	}
 	pthread_mutex_unlock(&own->regions_lock);
 	return err;
+}
+
+bool region_page(struct umbra_own *own, hva_t hva, uint64_t *page)
+{
+	uint32_t i;
+	bool found;
+
+	pthread_mutex_lock(&own->regions_lock);
+	i = first_after(own, hva.v);
+	found = i < own->nregions && own->regions[i].pub.hva.start.v <= hva.v;
+	if (found)
+		*page = own->regions[i].pub.hugepage;
+	pthread_mutex_unlock(&own->regions_lock);
+	return found;
 }
 
 void region_set_dontfork(struct umbra_own *own, struct hva_range r, bool dontfork)
