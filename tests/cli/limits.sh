@@ -25,11 +25,14 @@ verdict() { # verdict NAME GOOD: of the last run
 	sed 's/^/    /' <<<"$output" | tail -n 5
 }
 
-# limited ULIMIT COMMAND...: with that limit, soft and hard. The timer of timeout(1) is outside of it.
+# limited ULIMIT COMMAND...: with that limit, soft and hard. The timer of timeout(1) is outside of it. What we were
+# given beside the three (make -j has a pipe of its own) is closed: it would take the last descriptors that there are.
 limited() {
 	local limit=$1
 	shift
-	output=$(timeout -k 1 20 bash -c "ulimit $limit; exec \"\$@\"" bash "$@" 2>&1 </dev/null)
+	output=$(timeout -k 1 20 bash -c "for fd in /proc/\$\$/fd/*; do
+			fd=\${fd##*/}; [ \"\$fd\" -gt 2 ] && eval \"exec \$fd>&-\"
+		done; ulimit $limit; exec \"\$@\"" bash "$@" 2>&1 </dev/null)
 	status=$?
 }
 
