@@ -64,7 +64,8 @@ int sandbox_landlock(const char *read_only)
 		size = offsetof(struct landlock_ruleset, scoped);
 	}
 	if (abi >= 6) {
-		rules.scoped = 1; /* abstract sockets; not signals: we kick our own threads */
+		/* abstract sockets and signals: to nobody else. Threads and children of ours are of one domain with us. */
+		rules.scoped = 3;
 		size = sizeof(rules);
 	}
 	fd = (int)syscall(SYS_landlock_create_ruleset, &rules, size, 0);

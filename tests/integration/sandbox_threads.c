@@ -315,3 +315,41 @@ Test(sandbox, what_the_reader_may_open_is_held_by_landlock)
 	cr_expect_eq(in_child(VM_SANDBOX_ON, SANDBOX_READER, open_outside, said, sizeof(said)), 0,
 		     "%s", said);
 }
+
+static pid_t bystander;
+
+/* Whom we made may be ended, and nobody else. */
+static int end_others(void)
+{
+	const bool spared = kill(bystander, SIGKILL) < 0 && errno == EPERM;
+	pid_t ours = fork();
+
+	if (ours == 0) {
+		for (;;)
+			poll(NULL, 0, -1);
+	}
+	if (ours < 0 || kill(ours, SIGKILL) || waitpid(ours, NULL, 0) != ours)
+		return 1;
+	return !spared;
+}
+
+Test(sandbox, who_may_be_ended_is_held_by_landlock)
+{
+	char said[512];
+	int status;
+
+	if (syscall(SYS_landlock_create_ruleset, NULL, 0, 1) < 6)
+		cr_skip_test("this kernel's Landlock does not know of signals (Linux 6.12)");
+	bystander = fork();
+	cr_assert_geq(bystander, 0);
+	if (bystander == 0) {
+		for (;;)
+			pause();
+	}
+	cr_expect_eq(in_child(VM_SANDBOX_ON, SANDBOX_VCPU, end_others, said, sizeof(said)), 0, "%s",
+		     said);
+	cr_expect_eq(waitpid(bystander, &status, WNOHANG), 0,
+		     "a process that is not ours was ended");
+	kill(bystander, SIGKILL);
+	waitpid(bystander, &status, 0);
+}
