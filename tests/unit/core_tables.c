@@ -92,3 +92,39 @@ Test(tables, one_with_leaves_is_read_only_when_no_cpu_sets_bits_in_it)
 	cr_assert_not(dirty[600 / 64] >> (600 % 64) & 1);
 	fake_destroy(f);
 }
+
+static unsigned int reports(struct fake *f)
+{
+	return umbra_check(f->mmu, NULL, NULL);
+}
+
+Test(tables, a_stray_word_in_a_cleared_one_is_reported)
+{
+	struct fake *f = prepare(600, 1);
+	uint64_t *entry = entry_of_walk(f, 600);
+
+	tidy_up_while_it_is_posted(f);
+	cr_assert_eq(reports(f), 0);
+	*entry = 0x1000;
+	cr_assert_eq(reports(f), 1);
+	*entry = 0;
+	finish(f);
+	fake_destroy(f);
+}
+
+Test(tables, a_leaf_outside_every_slot_is_reported)
+{
+	const struct umbra_memslot slot = { .id = 1, .npages = 100, .hva = { FAKE_HVA } };
+	struct fake *f = fake_create(&(struct fake_config){ .no_slot = true });
+	uint64_t *entry;
+
+	cr_assert_eq(umbra_memslot_add(f->mmu, &slot), 0);
+	cr_assert_eq(fake_access(f, 0, 99, true, NULL), 0);
+	entry = entry_of_walk(f, 99);
+	cr_assert_eq(reports(f), 0);
+	entry[1] = entry[0] + 0x1000;
+	cr_assert_geq(reports(f), 1);
+	entry[1] = 0;
+	cr_assert_eq(reports(f), 0);
+	fake_destroy(f);
+}
