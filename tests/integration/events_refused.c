@@ -7,6 +7,7 @@
 #include <sys/wait.h>
 #include "events_host.h"
 #include "shadow/events/hostmap.h"
+#include "shadow/events/own.h"
 
 #define PAGE UMBRA_PAGE_SIZE
 #define HUGE UMBRA_HUGE_SIZE
@@ -16,11 +17,17 @@ static struct host h;
 
 /* ---- a consumer that refuses -------------------------------------------------------------------- */
 
-static int let_pass; /* so many starts */
+static int let_pass;  /* so many starts */
+static bool planning; /* another call's plan is under way, until the next forced start */
+static unsigned int phase;
 
 static int refuse(struct umbra_notifier *n, const struct umbra_range *r)
 {
 	(void)n;
+	if (planning && (r->flags & UMBRA_RANGE_FORCED)) {
+		planning = false;
+		own_plan_end(h.own, phase);
+	}
 	return r->flags & UMBRA_RANGE_FORCED || let_pass-- > 0 ? 0 : -EBUSY;
 }
 
@@ -181,7 +188,10 @@ Test(refused, a_mapping_doubled_by_mremap_is_punched_too)
 
 	begin(true);
 	let_pass = 1000;
+	phase = own_plan_begin(h.own);
+	planning = true;
 	cr_assert_eq(umbra_mremap(h.own, bytes(0), HUGE, MREMAP_MAYMOVE, (hva_t){ 0 }, &at), 0);
+	cr_assert_not(planning, "who planned before is waited for, with the new place held");
 	twin = (char *)(uintptr_t)at.v;
 	host_slot(&h, twin, HUGE);
 	cr_expect(host_touch(&h, twin, 4 * PAGE, RW));
@@ -192,6 +202,37 @@ Test(refused, a_mapping_doubled_by_mremap_is_punched_too)
 	cr_expect_eq(host_leaves(&h, p, 4 * PAGE), 0);
 	end();
 	munmap(twin, HUGE);
+}
+
+Test(refused, batches_of_every_kind_are_whole)
+{
+	struct hva_range v[2];
+	uint32_t done = 7;
+	pid_t child;
+
+	begin(false);
+	v[0] = hva_range_of(p, HUGE);
+	v[1] = hva_range_of(p + HUGE, HUGE);
+	let_pass = 1000;
+	cr_expect_eq(umbra_madvise_batch(h.own, v, 0, MADV_DONTNEED, &done), 0);
+	cr_expect_eq(done, 0);
+	umbra_madvise_batch(h.own, v, 2, MADV_COLLAPSE,
+			    &done); /* whether the host can is its business */
+	cr_expect(host_sound(&h));
+	cr_expect_eq(umbra_madvise_batch(h.own, v, 2, MADV_DONTFORK, &done), 0);
+	cr_expect_eq(done, 2);
+	cr_expect_eq(umbra_madvise_batch(h.own, v, 2, MADV_DOFORK, &done), 0);
+	cr_expect_eq(done, 2);
+	cr_expect(host_touch(&h, p, 4 * PAGE, RW));
+	child = umbra_fork(h.own);
+	if (!child)
+		_exit(0);
+	cr_expect_eq(waitpid(child, NULL, 0), child);
+	cr_expect_eq(host_leaves(&h, p, 4 * PAGE), 0, "it is forked again");
+	cr_expect_eq(umbra_madvise_batch(h.own, v, 1, MADV_DONTNEED, &done), 0);
+	cr_expect_eq(done, 1);
+	cr_expect_eq(p[0], 0);
+	end();
 }
 
 /* ---- who knows nothing of the host ---------------------------------------------------------------- */
