@@ -318,14 +318,79 @@ static void old_when_no_bit_is_set(void)
 		EQUAL(sub.bitmap[i], 0);
 }
 
+/* Subscribes to @p and has the kernel age it until it has asked @asked times or has no mind to. */
+static void age(const char *p, size_t bytes, uint32_t page_shift, uint64_t asked)
+{
+	const struct umbra_ntf_range range = { (uintptr_t)p, (uintptr_t)p + bytes };
+	struct umbra_ntf_attach a = attach_to(&range);
+	char dir[64], path[128];
+	const bool lru_gen = put("/sys/kernel/mm/lru_gen/enabled", "n");
+
+	a.page_shift = page_shift;
+	sub.fd = device_open();
+	CHECK(ioctl(sub.fd, UMBRA_NTF_ATTACH, &a) == 0);
+	sub_map(&sub, sub.fd);
+	memset(sub.bitmap, 0xff, bytes >> page_shift >> 3);
+	snprintf(dir, sizeof(dir), "/sys/fs/cgroup/kmod-%d", (int)getpid());
+	snprintf(path, sizeof(path), "%s/memory.reclaim", dir);
+	for (int i = 0; i < 50 && sub.state->young_asked < asked; i++)
+		put(path, "4M");
+	if (lru_gen)
+		put("/sys/kernel/mm/lru_gen/enabled", "y");
+	put("/sys/fs/cgroup/cgroup.procs", "0");
+	rmdir(dir);
+	if (sub.state->young_asked == 0)
+		skip("this kernel ages without asking anybody");
+	printf("# asked about %llu times, %llu times young\n", sub.state->young_asked,
+	       sub.state->young_yes);
+}
+
+static void young_2m_takes_the_bits_of_all_its_pages(void)
+{
+	const size_t blocks = 16;
+	char dir[64], *p;
+	unsigned int taken = 0;
+
+	if (!reclaim(dir, sizeof(dir)))
+		skip("no memory control group: %s", strerror(errno));
+	p = huge_memory(blocks * HUGE);
+	age(p, blocks * HUGE, 12, 1);
+	for (size_t b = 0; b < blocks; b++) {
+		unsigned int left = 0;
+
+		for (size_t i = b * 8; i < (b + 1) * 8; i++)
+			left += (unsigned int)__builtin_popcountll(sub.bitmap[i]);
+		taken += left == 0;
+		CHECK(left == 0 || left == 512 || sub.state->young_asked > blocks);
+	}
+	CHECK(taken > 0 && taken <= sub.state->young_yes);
+}
+
+static void a_bit_may_stand_for_2m(void)
+{
+	const size_t blocks = 16;
+	char dir[64], *p;
+	unsigned int taken;
+
+	if (!reclaim(dir, sizeof(dir)))
+		skip("no memory control group: %s", strerror(errno));
+	p = memory(blocks * HUGE);
+	age(p, blocks * HUGE, 21, 64);
+	taken = (unsigned int)(blocks - (size_t)__builtin_popcountll(sub.bitmap[0] & 0xffff));
+	CHECK(taken > 0);
+	EQUAL(taken, sub.state->young_yes); /* the first question about a block takes its bit */
+}
+
 const struct test event_tests[] = {
-	{ "swap_out_and_in", swap_out_and_in },
-	{ "move_pages_between_nodes", move_pages_between_nodes },
-	{ "ksm_merges", ksm_merges },
-	{ "hole_by_another_process", hole_by_another_process },
-	{ "truncation_by_another_process", truncation_by_another_process },
-	{ "reaped_without_blocking", reaped_without_blocking },
-	{ "young_from_the_bitmap", young_from_the_bitmap },
-	{ "old_when_no_bit_is_set", old_when_no_bit_is_set },
+	{ "d16_d24_d55_swap_out_and_in", swap_out_and_in },
+	{ "d56_move_pages_between_nodes", move_pages_between_nodes },
+	{ "d52_ksm_merges", ksm_merges },
+	{ "d58_d59_hole_by_another_process", hole_by_another_process },
+	{ "d10_truncation_by_another_process", truncation_by_another_process },
+	{ "d14_reaped_without_blocking", reaped_without_blocking },
+	{ "d54_young_from_the_bitmap", young_from_the_bitmap },
+	{ "d6_old_when_no_bit_is_set", old_when_no_bit_is_set },
+	{ "d5_young_2m_takes_the_bits_of_all_its_pages", young_2m_takes_the_bits_of_all_its_pages },
+	{ "d4_a_bit_may_stand_for_2m", a_bit_may_stand_for_2m },
 	{ NULL, NULL },
 };

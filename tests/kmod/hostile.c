@@ -311,8 +311,8 @@ const struct test hostile_tests[] = {
 	{ "writes_what_is_read_only", writes_what_is_read_only },
 	{ "maps_parts", maps_parts },
 	{ "mappings_and_fork", mappings_and_fork },
-	{ "forked_child_uses_the_descriptor", forked_child_uses_the_descriptor },
-	{ "monitor_in_another_process", monitor_in_another_process },
+	{ "d77_forked_child_uses_the_descriptor", forked_child_uses_the_descriptor },
+	{ "d78_monitor_in_another_process", monitor_in_another_process },
 	{ "stopped_or_killed_monitor_holds_nobody", stopped_or_killed_monitor_holds_nobody },
 	{ NULL, NULL },
 };

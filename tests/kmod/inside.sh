@@ -8,7 +8,7 @@ insmod "$dir/umbra.ko" || { echo "not ok - insmod"; exit 1; }
 echo "ok - insmod"
 # What the kernel does on its own would be announced among what the tests do.
 echo 0 >/proc/sys/kernel/numa_balancing
-echo 0 >/sys/kernel/mm/transparent_hugepage/khugepaged/defrag
+echo 100000 >/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs
 echo always >/sys/kernel/mm/transparent_hugepage/enabled
 UMBRA_KO=$dir/umbra.ko UMBRA_FAIL_KO=$dir/fail_nth/umbra.ko "$program" "$@"
 rmmod umbra || { echo "not ok - rmmod"; exit 1; }

@@ -35,7 +35,7 @@ struct test {
 	void (*run)(void);
 };
 
-extern const struct test callout_tests[], event_tests[], ring_tests[], attach_tests[],
+extern const struct test callout_tests[], event_tests[], row_tests[], ring_tests[], attach_tests[],
 	hostile_tests[], life_tests[];
 
 /* Ends the test as failed or skipped; the text says of what. */

@@ -286,11 +286,11 @@ static void each_allocation_fails_once(void)
 }
 
 const struct test life_tests[] = {
-	{ "released_on_exit", released_on_exit },
-	{ "released_on_exec", released_on_exec },
-	{ "close_with_the_ring_mapped", close_with_the_ring_mapped },
+	{ "d63_d78_released_on_exit", released_on_exit },
+	{ "d63_released_on_exec", released_on_exec },
+	{ "d76_close_with_the_ring_mapped", close_with_the_ring_mapped },
 	{ "no_unloading_while_in_use", no_unloading_while_in_use },
-	{ "ends_in_any_order", ends_in_any_order },
+	{ "d76_ends_in_any_order", ends_in_any_order },
 	{ "loaded_200_times", loaded_200_times },
 	{ "each_allocation_fails_once", each_allocation_fails_once },
 	{ NULL, NULL },
