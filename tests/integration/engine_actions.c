@@ -3,6 +3,7 @@
 #include <criterion/criterion.h>
 #include <elf.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -214,5 +215,36 @@ Test(engine_actions, warnings_end_after_a_hundred_and_errors_do_not)
 	}
 	cr_expect_eq(lines, 102);
 	fclose(in);
+	tear_down();
+}
+
+static bool writable(uint64_t gpa)
+{
+	const int zero = open("/dev/zero", O_RDONLY | O_CLOEXEC);
+	const bool done = read(zero, word(gpa), 1) == 1;
+
+	close(zero);
+	return done;
+}
+
+/* A page that guest and chaos have protected is writable again when both have let go of it, not before. */
+Test(engine_actions, a_protection_stays_until_the_last_who_asked_for_it_lets_go)
+{
+	static const enum action_by order[2][2] = { { ACTION_BY_GUEST, ACTION_BY_CHAOS },
+						    { ACTION_BY_CHAOS, ACTION_BY_GUEST } };
+	struct hva_range r;
+
+	set_up(64ULL << 20, GUEST_BACKING_ANON, GUEST_PAGES_4K);
+	r = (struct hva_range){ { vm->ram.v + 0x200000 }, { vm->ram.v + 0x204000 } };
+	for (int i = 0; i < 2; i++) {
+		cr_assert(writable(0x201000));
+		cr_assert_eq(action_protect(vm, r, order[i][0]), 0);
+		cr_assert_eq(action_protect(vm, r, order[i][1]), 0);
+		cr_expect_not(writable(0x201000));
+		cr_assert_eq(action_unprotect(vm, r, order[i][0]), 0);
+		cr_expect_not(writable(0x201000), "the other one holds it");
+		cr_assert_eq(action_unprotect(vm, r, order[i][1]), 0);
+		cr_expect(writable(0x201000));
+	}
 	tear_down();
 }

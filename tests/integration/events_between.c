@@ -271,6 +271,30 @@ Test(between, what_is_not_there_yet_when_cold_is_planned_waits_for_it)
 	sound();
 }
 
+/* A large folio comes where nothing was, mapped by 4K; its empty pages go elsewhere when it is split. */
+static void make_thp_mapped_by_4k(void)
+{
+	installed = false;
+	if (!host_make_thp(&h, arena))
+		return;
+	memset(arena + HUGE / 2, 0, HUGE / 2);
+	if (mprotect(arena, PAGE, PROT_READ) || mprotect(arena, PAGE, PROT_READ | PROT_WRITE))
+		return;
+	fault_for_a_while(arena + HUGE / 2 + 9 * PAGE, RW);
+}
+
+Test(between, a_folio_that_comes_over_the_end_of_what_is_freed_is_held_whole)
+{
+	arena = small(HUGE);
+	cr_assert_eq(madvise(arena, HUGE, MADV_HUGEPAGE), 0);
+	cr_assert_eq(madvise(arena, HUGE, MADV_DONTNEED), 0);
+	before(MADV_FREE, make_thp_mapped_by_4k);
+	cr_assert(!advise(arena, HUGE / 2, MADV_FREE));
+	cr_assert_null(step);
+	cr_assert_not(installed);
+	sound();
+}
+
 static int file;
 
 static void extend(void)
