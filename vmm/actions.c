@@ -256,13 +256,63 @@ bool hostcall_lift_protection(struct vm *vm, gpa_t gpa)
  */
 
 /*
+ * Where pages go and come back from. Its ends are pieces that the kernel counts (vm.max_map_count): the way there is
+ * made with them, so that the way back, without them, has as much room.
+ */
+struct scratch {
+	uint64_t start, end; /* of all of it */
+	uint64_t at;         /* where the pages go */
+	bool given_up;       /* the ends are gone, and what is between must not be used again */
+};
+
+#define SCRATCH_PIECES 4 /* at each end */
+
+static int scratch_make(struct scratch *s, struct hva_range r)
+{
+	const uint64_t fence = SCRATCH_PIECES * UMBRA_PAGE_SIZE;
+	const size_t size = range_bytes(r) + UMBRA_HUGE_SIZE + 2 * fence;
+	uint8_t *area =
+		mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (area == MAP_FAILED)
+		return -errno;
+	s->start = (uint64_t)(uintptr_t)area;
+	s->end = s->start + size;
+	s->given_up = false;
+	/* The same place within 2M, so that huge pages move whole. */
+	s->at = s->start + fence;
+	s->at += (r.start.v - s->at) & (UMBRA_HUGE_SIZE - 1);
+	for (uint64_t i = 0; i < SCRATCH_PIECES; i += 2) {
+		if (mprotect(area + i * UMBRA_PAGE_SIZE, UMBRA_PAGE_SIZE, PROT_READ) < 0 ||
+		    mprotect(area + size - (i + 1) * UMBRA_PAGE_SIZE, UMBRA_PAGE_SIZE, PROT_READ) <
+			    0) {
+			const int e = -errno;
+
+			munmap(area, size);
+			return e;
+		}
+	}
+	return 0;
+}
+
+/* All but @kept goes: the kernel counts fewer pieces then. */
+static void scratch_give_up(struct scratch *s, struct hva_range kept)
+{
+	munmap((void *)(uintptr_t)s->start, kept.start.v - s->start);
+	munmap((void *)(uintptr_t)kept.end.v, s->end - kept.end.v);
+	s->start = kept.start.v;
+	s->end = kept.end.v;
+	s->given_up = true;
+}
+
+/*
  * Away and back. DONTUNMAP leaves a mapping behind each time, so that there is never a hole which
  * another thread's mmap could be given. mremap moves one mapping at a time; protections and splits
  * make several of a range: halve it until it fits.
  */
-static int move_there_and_back(struct vm *vm, struct hva_range r, uint64_t scratch)
+static int move_there_and_back(struct vm *vm, struct hva_range r, struct scratch *s, uint64_t to)
 {
-	const struct hva_range away = { { scratch }, { scratch + range_bytes(r) } };
+	const struct hva_range away = { { to }, { to + range_bytes(r) } };
 	const int flags = MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP;
 	uint64_t half = (range_bytes(r) / 2) & ~(UMBRA_PAGE_SIZE - 1);
 	struct hva_range low = { r.start, { r.start.v + half } }, high = { low.end, r.end };
@@ -270,12 +320,18 @@ static int move_there_and_back(struct vm *vm, struct hva_range r, uint64_t scrat
 	int e = umbra_mremap(vm->own, r, range_bytes(r), flags, away.start, &at);
 
 	if (e == -EFAULT && half) {
-		e = move_there_and_back(vm, low, scratch);
-		return e ? e : move_there_and_back(vm, high, scratch + half);
+		e = move_there_and_back(vm, low, s, to);
+		if (!e && s->given_up)
+			e = -ENOMEM;
+		return e ? e : move_there_and_back(vm, high, s, to + half);
 	}
 	if (e)
 		return e;
 	e = umbra_mremap(vm->own, away, range_bytes(r), flags, r.start, &at);
+	if (e == -ENOMEM) {
+		scratch_give_up(s, away);
+		e = umbra_mremap(vm->own, away, range_bytes(r), flags, r.start, &at);
+	}
 	if (e) {
 		/* The contents are at the scratch place and nothing we can do brings them home. */
 		vm_stop(vm, VMM_EXIT_INTERNAL, "mremap back of guest memory: %s", strerror(-e));
@@ -285,19 +341,14 @@ static int move_there_and_back(struct vm *vm, struct hva_range r, uint64_t scrat
 
 int64_t action_remap(struct vm *vm, struct hva_range r)
 {
-	size_t size = range_bytes(r) + UMBRA_HUGE_SIZE;
-	uint64_t scratch;
-	void *area;
+	struct scratch scratch;
 	int e;
 
 	if (is_hugetlb(vm))
 		return -ENOTSUP; /* the kernel has no DONTUNMAP for it */
-	area = mmap(NULL, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (area == MAP_FAILED)
-		return -errno;
-	/* The same place within 2M, so that huge pages move whole. */
-	scratch = (uint64_t)(uintptr_t)area;
-	scratch += (r.start.v - scratch) & (UMBRA_HUGE_SIZE - 1);
+	e = scratch_make(&scratch, r);
+	if (e)
+		return e;
 	memory_access_close(vm);
 	/*
 	 * A protection lifted meanwhile would be lifted from what stays behind, and come back with the
@@ -306,12 +357,12 @@ int64_t action_remap(struct vm *vm, struct hva_range r)
 	pthread_mutex_lock(&vm->actions->lock);
 	e = umbra_own_start(vm->own, r, UMBRA_CAUSE_REMAP, true);
 	if (!e) {
-		e = move_there_and_back(vm, r, scratch);
+		e = move_there_and_back(vm, r, &scratch, scratch.at);
 		umbra_own_end(vm->own, r, UMBRA_CAUSE_REMAP, true);
 	}
 	pthread_mutex_unlock(&vm->actions->lock);
 	memory_access_open(vm);
-	munmap(area, size);
+	munmap((void *)(uintptr_t)scratch.start, scratch.end - scratch.start);
 	return e;
 }
 

@@ -3,7 +3,7 @@
 # Runs every guest image: 1, 2 and 4 vCPUs, anon and memfd, 4k, thp and hugetlb, calm and under chaos, each with
 # the audit on; then each escape attempt against its expected outcome, and the ends by crash and by Ctrl-C.
 #
-# run_guests.sh [GUEST...]     Only these guests; "escape" and "ends" are names too.
+# run_guests.sh [GUEST...]     Only these guests; "escape", "ends" and "pieces" are names too.
 # Environment: BUILD or VMM and GUESTS; SEED of the chaos plans; RATE of chaos; VERBOSE=1 prints each run;
 # REQUIRE_KVM=1 makes a run that the host cannot carry out a failure.
 # One line for each property with the runs in it; a failure with its command and output. Exit: 0, 1 or 77.
@@ -206,6 +206,24 @@ ends() {
 	count $((runs - bad)) $bad 0
 }
 
+# ---- as many pieces of memory as the host allows ----
+pieces() {
+	local bad=0 skips=0
+	local -a command=(run -m 300M -c 1 "$GUESTS/pieces")
+	wanted pieces || return
+	output=$(timeout -k 5 $LIMIT "$VMM" "${command[@]}" 2>&1 </dev/null)
+	status=$?
+	if grep -q '^SKIP: ' <<<"$output"; then
+		skips=1
+		grep '^SKIP: ' <<<"$output"
+	elif [ $status != 0 ] || ! grep -q '^ok - .* refused$' <<<"$output"; then
+		bad=1
+		complain "expected 0, and remaps refused"
+	fi
+	report pieces "a remap that the host has no room for loses nothing" 1 "$(grep -c '^ok - ' <<<"$output")" $bad $skips
+	count $((1 - bad - skips)) $bad $skips
+}
+
 echo "# seed $SEED, chaos rate $RATE, free hugetlb pages $huge_free"
 if wanted swap && [ "$(swapon --show --noheadings | wc -l)" = 0 ]; then
 	output=$("$VMM" run -m 8M -c 1 "$GUESTS/swap" 2>&1) status=$?
@@ -242,6 +260,7 @@ job property vast "1 2" "long host calls over holes keep what is there"
 job property tour "2" "the demonstration"
 job escapes
 job ends
+job pieces
 wait
 read -r passed failed skipped < <(awk '{ p += $1; f += $2; s += $3 }
 	END { print p + 0, f + 0, s + 0 }' "$scratch/counts")
