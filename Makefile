@@ -48,7 +48,7 @@ VMM_MAIN := vmm/main.c
 VMM_PART := $(filter-out $(VMM_MAIN),$(VMM_SRC))
 
 # Deferred: asked only when something is compiled or linked, so that `make help` works on a bare machine.
-VMM_LIBS   = $(shell $(PKG_CONFIG) --libs libseccomp jansson)
+VMM_LIBS   = $(shell $(PKG_CONFIG) --libs libseccomp jansson libtraceevent)
 CRIT_CFLAGS = $(shell $(PKG_CONFIG) --cflags criterion)
 CRIT_LIBS  = $(shell $(PKG_CONFIG) --libs criterion)
 

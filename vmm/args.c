@@ -421,6 +421,10 @@ int args_parse(int argc, char **argv, enum args_command *command, struct vm_conf
 			"no command; write: vmm run [options] IMAGE [-- ARGS], or vmm --help");
 	if (strcmp(argv[1], "run") == 0)
 		return parse_run(argc - 1, argv + 1, command, config, err);
+	if (strcmp(argv[1], "oracle") == 0) {
+		*command = ARGS_ORACLE;
+		return 0;
+	}
 	if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
 	    strcmp(argv[1], "help") == 0)
 		*command = ARGS_HELP;
@@ -428,8 +432,8 @@ int args_parse(int argc, char **argv, enum args_command *command, struct vm_conf
 		*command = ARGS_VERSION;
 	else
 		return vm_fail(err, VMM_EXIT_USAGE,
-			       "%s: unknown %s; there is: run, --help, --version", shown(argv[1]),
-			       argv[1][0] == '-' ? "option" : "command");
+			       "%s: unknown %s; there is: run, oracle, --help, --version",
+			       shown(argv[1]), argv[1][0] == '-' ? "option" : "command");
 	if (argc > 2)
 		return vm_fail(err, VMM_EXIT_USAGE, "%s: nothing goes after %s", argv[2], argv[1]);
 	return 0;
@@ -452,6 +456,7 @@ void args_help(FILE *out)
 	fputs("vmm - run a small guest on Umbra's own 4K/2M shadow page tables\n"
 	      "\n"
 	      "  vmm run [options] IMAGE [-- ARGS]   run a guest; options: vmm run --help\n"
+	      "  vmm oracle [--json] [ROW...]        what each source of events sees; vmm oracle --help\n"
 	      "  vmm --help                          this text\n"
 	      "  vmm --version\n"
 	      "\n" EXIT_CODES,

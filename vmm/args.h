@@ -7,9 +7,9 @@
 #include <stdio.h>
 #include <vmm/vm.h>
 
-enum args_command { ARGS_RUN, ARGS_HELP, ARGS_HELP_RUN, ARGS_VERSION };
+enum args_command { ARGS_RUN, ARGS_HELP, ARGS_HELP_RUN, ARGS_VERSION, ARGS_ORACLE };
 
-/* Returns: 0 with @command, and for ARGS_RUN @config, filled; or VMM_EXIT_USAGE with @err filled.
+/* Returns: 0 with @command, and for ARGS_RUN @config, filled (what follows oracle is not looked at); or VMM_EXIT_USAGE with @err filled.
  */
 int args_parse(int argc, char **argv, enum args_command *command, struct vm_config *config,
 	       struct vm_error *err);

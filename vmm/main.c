@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 #include <vmm/args.h>
+#include <vmm/oracle.h>
 
 #ifndef UMBRA_VERSION
 #define UMBRA_VERSION "0.1.0"
@@ -96,6 +97,7 @@ int main(int argc, char **argv)
 	case ARGS_HELP_RUN: args_help_run(stdout); break;
 	case ARGS_VERSION: printf("vmm (Umbra) %s\n", UMBRA_VERSION); break;
 	case ARGS_RUN: return run(&config);
+	case ARGS_ORACLE: return oracle_main(argc - 1, argv + 1);
 	}
 	return finish_output();
 }
