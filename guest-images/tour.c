@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * tour: the demonstration. A walk through what the host can do to memory while a guest uses it,
- * told by the guest and checked by it.
+ * told by the guest and checked by it. n=CALLS while all vCPUs write, for a slow host
  */
 #include "guest.h"
 
@@ -255,12 +255,12 @@ static void together(void)
 {
 	static const enum guest_hostcall_nr calls[] = { GUEST_CALL_REMAP, GUEST_CALL_PROTECT };
 	struct rng rng = rng_seed(0);
-	uint64_t done = 0, counted = 0, total = 0;
+	uint64_t calls_wanted = arg_number("n", 150), done = 0, counted = 0, total = 0;
 
 	section("All vCPUs add to the same counters while the host remaps and protects them");
 	memset((void *)field.at, 0, field.len);
 	__atomic_store_n(&go, 1, __ATOMIC_RELEASE);
-	for (unsigned int i = 0; i < 150; i++) {
+	for (uint64_t i = 0; i < calls_wanted; i++) {
 		done += host(calls[i & 1], field.at, field.len) >= 0;
 		for (int k = 0; k < 1000; k++)
 			hammer(0, &rng);
