@@ -35,6 +35,23 @@ static const struct {
 	{ KVM_CAP_NR_MEMSLOTS, KVM_SLOT_RAM + (int)(VM_MEMORY_MAX >> 24), "enough memory slots" },
 };
 
+/* Joining a group helps only where the group may do something. */
+static int no_permission(struct vm_error *err)
+{
+	const char *why = strerror(errno);
+	struct stat st = { 0 };
+	bool group = stat("/dev/kvm", &st) == 0 && (st.st_mode & 0060) == 0060;
+
+	return vm_fail(
+		err, VMM_EXIT_CANNOT_RUN,
+		"/dev/kvm: %s: %sjoin its group (usermod -aG %s $USER, then log in again), or "
+		"pass an open one with --kvm-fd",
+		why,
+		group ? ""
+		      : "its group may not use it: as root, chgrp kvm /dev/kvm && chmod 660 /dev/kvm; then ",
+		group ? "\"$(stat -c %G /dev/kvm)\"" : "kvm");
+}
+
 static int open_device(struct vm *vm, struct vm_error *err)
 {
 	if (vm->config.kvm_fd >= 0) {
@@ -55,11 +72,7 @@ static int open_device(struct vm *vm, struct vm_error *err)
 			"nested virtualisation if this is a virtual machine",
 			strerror(errno));
 	case EACCES:
-	case EPERM:
-		return vm_fail(err, VMM_EXIT_CANNOT_RUN,
-			       "/dev/kvm: %s: join its group (usermod -aG kvm $USER, then log in "
-			       "again), or pass an open one with --kvm-fd",
-			       strerror(errno));
+	case EPERM: return no_permission(err);
 	default: return vm_fail_host(err, errno, "/dev/kvm");
 	}
 }

@@ -156,11 +156,17 @@ if [ "$(id -u)" -eq 0 ] && command -v setpriv >/dev/null && [ -w /dev/kvm ] && [
 	install -m 755 "$VMM" "$scratch/vmm" && install -m 644 "$GUESTS/hello" "$scratch/hello"
 	chmod 755 "$scratch"
 	nobody="setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all --bounding-set=-all"
-	if [ "$(stat -c %a /dev/kvm)" = 600 ]; then
-		expect no_permission_names_group_and_command 77 '/dev/kvm.*(usermod|setfacl|group)' \
-			$nobody "$scratch/vmm" run "$scratch/hello"
+	# A node of our own: what is said depends on its rights. The group is told only where that is enough.
+	mknod -m 660 "$scratch/node" c 10 232
+	if unshare -m mount --bind "$scratch/node" /dev/kvm 2>/dev/null; then
+		in_place='mount --bind "$0" /dev/kvm && "$@"'
+		expect no_permission_names_the_group 77 'denied: join its group \(usermod -aG' \
+			unshare -m sh -c "$in_place" "$scratch/node" $nobody "$scratch/vmm" run "$scratch/hello"
+		chmod 600 "$scratch/node"
+		expect no_permission_of_the_group_is_told 77 'its group may not use it: as root, chgrp kvm .* chmod 660' \
+			unshare -m sh -c "$in_place" "$scratch/node" $nobody "$scratch/vmm" run "$scratch/hello"
 	else
-		skip "no_permission: everybody may use /dev/kvm here"
+		skip "no_permission: no mount namespace of our own here"
 	fi
 	expect no_root_needed_with_a_passed_kvm 0 '0 failed' bash -c 'exec 7<>/dev/kvm; exec "$@"' bash \
 		$nobody "$scratch/vmm" run --kvm-fd 7 --events own "$scratch/hello"
