@@ -55,10 +55,8 @@ static void list_push(struct umbra_mmu *mmu, struct table_list *l, uint32_t inde
 
 static uint32_t list_pop(struct umbra_mmu *mmu, struct table_list *l)
 {
-	const uint32_t index = l->head;
+	const uint32_t index = l->head; /* it has its ticket: it is not among the fresh */
 
-	if (l->fresh == index)
-		l->fresh = mmu->tables[index].next;
 	l->head = mmu->tables[index].next;
 	l->count--;
 	return index;

@@ -3,6 +3,7 @@
 #include <abi/notifier.h>
 #include <criterion/criterion.h>
 #include <poll.h>
+#include <sys/resource.h>
 #include <umbra/module.h>
 #include "events_host.h"
 #include "shadow/events/module.h"
@@ -151,6 +152,7 @@ Test(module_fd, what_is_no_module_or_another_version_is_said)
 	struct umbra_module *m;
 	const int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	const struct umbra_module_config none = { .fd = -1 };
+	struct rlimit limit, few;
 
 	begin();
 	cr_expect_eq(umbra_module_open(&m, h.chain, &none), -EINVAL, "no range");
@@ -164,6 +166,19 @@ Test(module_fd, what_is_no_module_or_another_version_is_said)
 	state->magic++;
 	cr_expect_eq(open_it(&m, fd), -EPROTO);
 	state->magic--;
+	state->nr_records = 1ULL << 50;
+	cr_expect_eq(open_it(&m, fd), -ENOMEM, "no address space for so many");
+	state->nr_records = RECORDS;
+	state->bitmap_bits = 1ULL << 55;
+	cr_expect_eq(open_it(&m, fd), -ENOMEM);
+	state->bitmap_bits = 8 * PAGE;
+	getrlimit(RLIMIT_NOFILE, &limit);
+	few = limit;
+	few.rlim_cur = (rlim_t)dup(null); /* no descriptor is left */
+	close((int)few.rlim_cur);
+	setrlimit(RLIMIT_NOFILE, &few);
+	cr_expect_eq(open_it(&m, fd), -EMFILE);
+	setrlimit(RLIMIT_NOFILE, &limit);
 	if (access(UMBRA_NTF_DEVICE, F_OK))
 		cr_expect_eq(open_it(&m, -1), -ENOENT);
 	close(null);

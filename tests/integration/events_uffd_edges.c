@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /* userfaultfd where only one side of a change is watched, or a protection comes before the page. */
+#include <sys/wait.h>
 #include "tests/integration/events_uffd.h"
 
 TestSuite(uffd_edges, .init = init, .fini = fini, .timeout = 60);
@@ -64,4 +65,36 @@ Test(uffd_edges, a_second_userfaultfd_knows_no_own_calls)
 	cr_expect_eq(stats.settled, 1);
 	stop_reader();
 	umbra_uffd_close(first);
+}
+
+/* More pieces than are remembered, and who knows no regions: a fork then touches everything. */
+Test(uffd_edges, a_fork_of_more_pieces_than_are_remembered_drops_everything)
+{
+	const struct umbra_uffd_config config = { .fd = -1 };
+	const size_t pieces = 300;
+	char *p, *shared;
+	pid_t child;
+	int fd;
+
+	if (umbra_uffd_open(&uffd, h.chain, &config, NULL) ||
+	    !(umbra_uffd_features(uffd) & UFFD_FEATURE_EVENT_FORK))
+		cr_skip_test("no userfaultfd with events of forks here");
+	start_reader();
+	p = host_anon(&h, 2 * pieces * PAGE);
+	shared = host_memfd(&h, HUGE, &fd);
+	for (size_t i = 0; i < pieces; i++)
+		cr_assert(!umbra_uffd_register(uffd, hva_range_of(p + 2 * i * PAGE, PAGE),
+					       UMBRA_UFFD_WP));
+	cr_assert(host_touch(&h, p, 2 * pieces * PAGE, RW));
+	cr_assert(host_touch(&h, shared, 4 * PAGE, RW));
+	child = fork();
+	if (!child)
+		_exit(0);
+	cr_assert_eq(waitpid(child, NULL, 0), child);
+	drain();
+	cr_expect_geq(stats.forks, 1);
+	cr_expect_eq(host_leaves(&h, p, 2 * pieces * PAGE), 0);
+	cr_expect_eq(host_leaves(&h, shared, 4 * PAGE), 0, "not known: everything");
+	stop_reader();
+	close(fd);
 }

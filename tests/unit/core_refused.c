@@ -48,6 +48,7 @@ static void scarce_mutex_destroy(void *m)
 static _Alignas(4096) char window[WINDOW_PAGES * 4096];
 static bool used[WINDOW_PAGES];
 static struct umbra_resolved answer;
+static void (*in_resolve)(uint64_t gfn); /* with nothing locked, as another thread would */
 
 static int table_alloc(void *ctx, uint64_t *index)
 {
@@ -69,8 +70,9 @@ static void table_free(void *ctx, uint64_t index)
 static int resolve(void *ctx, const struct umbra_resolve_req *req, struct umbra_resolved *res)
 {
 	(void)ctx;
-	(void)req;
 	*res = answer;
+	if (in_resolve)
+		in_resolve(req->gfn.v);
 	return 0;
 }
 
@@ -231,6 +233,65 @@ Test(refused, a_2m_answer_where_a_table_of_4k_stays_becomes_the_4k_it_is_about)
 	cr_assert_eq(level_at(&m, 5), UMBRA_LEVEL_4K);
 	cr_assert_eq(level_at(&m, 6), UMBRA_LEVEL_4K);
 	cr_assert_eq(umbra_check(m.mmu, NULL, NULL), 0);
+	tear_down(&m);
+}
+
+/* The same, but the table comes while the host is asked: the leaf beside is another thread's. */
+static struct machine *racing;
+
+static void another_thread_is_faster(uint64_t gfn)
+{
+	in_resolve = NULL;
+	answer.level = UMBRA_LEVEL_4K;
+	cr_assert_eq(fault(racing, gfn ^ 1, UMBRA_ACCESS_WRITE), UMBRA_FAULT_INSTALLED);
+}
+
+Test(refused, a_2m_answer_overtaken_by_a_4k_leaf_beside_becomes_4k)
+{
+	struct machine m;
+
+	cr_assert_eq(build(&m, 1000), 0);
+	racing = &m;
+	for (uint64_t block = 0; block < 2; block++) {
+		answer = (struct umbra_resolved){ .level = UMBRA_LEVEL_2M, .writable = true };
+		answer.host_pfn = block ? UMBRA_HOST_PFN_UNKNOWN : 512;
+		in_resolve = another_thread_is_faster;
+		cr_assert_eq(fault(&m, block * 512 + 4, UMBRA_ACCESS_WRITE), UMBRA_FAULT_INSTALLED);
+		cr_assert_eq(level_at(&m, block * 512 + 4), UMBRA_LEVEL_4K);
+		cr_assert_eq(level_at(&m, block * 512 + 5), UMBRA_LEVEL_4K);
+	}
+	cr_assert_eq(umbra_check(m.mmu, NULL, NULL), 0);
+	tear_down(&m);
+}
+
+/* Whichever page of the pin comes, somebody who cannot be refused takes the other one. */
+static void takes_the_other(uint64_t gfn)
+{
+	const uint64_t hva = FAKE_HVA + ((gfn ^ 1) << UMBRA_PAGE_SHIFT);
+	const struct umbra_range r = { .hull = { { hva }, { hva + UMBRA_PAGE_SIZE } },
+				       .flags = UMBRA_RANGE_FORCED | UMBRA_RANGE_RELOCATES,
+				       .source = UMBRA_SOURCE_TEST };
+
+	umbra_invalidate_start(racing->chain, &r);
+	umbra_invalidate_end(racing->chain, &r);
+}
+
+Test(refused, a_pin_that_is_lost_again_and_again_is_given_up)
+{
+	struct umbra_pin pin;
+	struct machine m;
+
+	cr_assert_eq(build(&m, 1000), 0);
+	racing = &m;
+	answer =
+		(struct umbra_resolved){ .level = UMBRA_LEVEL_4K, .host_pfn = 7, .writable = true };
+	cr_assert_eq(umbra_chain_register(m.chain, umbra_mmu_notifier(m.mmu)), 0);
+	in_resolve = takes_the_other;
+	cr_assert_eq(umbra_pin(m.root, (gfn_t){ 2 }, 2, &pin), -EAGAIN);
+	in_resolve = NULL;
+	cr_assert_eq(umbra_pin(m.root, (gfn_t){ 2 }, 2, &pin), 0);
+	cr_assert(umbra_unpin(m.mmu, &pin));
+	umbra_chain_unregister(m.chain, umbra_mmu_notifier(m.mmu));
 	tear_down(&m);
 }
 
