@@ -112,6 +112,9 @@ struct umbra_notifier {
  * struct umbra_os - what the core needs from outside, so that it makes no system call itself.
  * @alloc: zeroed memory or NULL. @free: @bytes as given to alloc.
  * @mutex_*: a mutex that may be waited for; not recursive. @relax: one turn of a wait loop.
+ * @wait, @wake: @wait returns when @wake is called for the same word after it began, at once if *@word is not @value
+ * then, or for no reason. @wake may be given a word whose memory was freed meanwhile: it must not look at it.
+ * Both may be NULL: then callbacks that sleep are waited for by turns of @relax.
  * @bug: one of our own invariants is broken; must not return.
  */
 struct umbra_os {
@@ -123,6 +126,8 @@ struct umbra_os {
 	bool (*mutex_trylock)(void *mutex);
 	void (*mutex_unlock)(void *mutex);
 	void (*relax)(void);
+	void (*wait)(uint32_t *word, uint32_t value);
+	void (*wake)(uint32_t *word);
 	void (*bug)(const char *what) __attribute__((noreturn));
 };
 
@@ -144,8 +149,9 @@ void umbra_chain_destroy(struct umbra_chain *chain);
 /*
  * umbra_chain_register - add a consumer. If invalidations are open, it is told of them (one start
  * for each, over the union of what is open) before this returns, so that its counts balance.
- * Context: any thread, not from a callback.
- * Its start callbacks then run under the chain's lock: they must not call the chain.
+ * An end that comes before its start was told is told after it, by this call. Meanwhile others may
+ * begin and end: callbacks of @n come from their threads before this returns.
+ * Context: any thread, not from a callback, no lock held that a callback of @n wants.
  * Returns: 0, -ENOSPC, -EALREADY.
  * Pairs with: umbra_chain_unregister().
  */

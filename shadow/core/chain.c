@@ -11,8 +11,20 @@ struct member {
 	struct umbra_notifier *n; /* NULL: free */
 	uint64_t joined;          /* number of this membership, never used twice */
 	bool leaving;             /* no new callbacks; free once none is in flight */
-	uint32_t entered;         /* callbacks begun */
-	uint32_t left;            /* and over: written without the lock; equal: none is in flight */
+	uint32_t entered;         /* callbacks begun, by 2 each */
+	uint32_t
+		left; /* and over: written without the lock; equal: none is in flight. Bit 0: waited for */
+};
+
+#define LEFT_WAITED 1U
+#define CALLBACK    2U
+
+/*
+ * What a member that joined while invalidations were open is still to be told: @owed starts, one being told included, and
+ * of these @late have ended since.
+ */
+struct debt {
+	uint64_t owed[UMBRA_SOURCE_NR], late[UMBRA_SOURCE_NR];
 };
 
 struct open_state {
@@ -25,9 +37,11 @@ struct umbra_chain {
 	void *lock;
 	/* under lock */
 	struct member members[UMBRA_CHAIN_MAX];
-	unsigned int used; /* members beyond were never taken */
+	unsigned int used;    /* members beyond were never taken */
+	unsigned int in_debt; /* members that have a debt */
 	uint64_t joins;
 	struct open_state sources[UMBRA_SOURCE_NR];
+	struct debt debts[UMBRA_CHAIN_MAX]; /* of the member at the same place */
 };
 
 /* Which members a call goes to, fixed under the lock; each is held (entered, not left) until put. */
@@ -83,7 +97,7 @@ static void round_get(struct umbra_chain *c, struct round *r)
 
 		if (!m->n || m->leaving)
 			continue;
-		m->entered++;
+		m->entered += CALLBACK;
 		r->n[i] = m->n;
 		r->joined[i] = m->joined;
 		r->mask |= 1U << i;
@@ -97,12 +111,22 @@ static void round_get(struct umbra_chain *c, struct round *r)
 
 /*
  * No lock needed: a member with callbacks in flight is not replaced, so the place is still its own.
- * Partner of the release: the load in umbra_chain_unregister, after which the consumer may be gone.
+ * Partner of the release: the load in umbra_chain_unregister, after which the consumer may be gone, and the chain
+ * too: only its address is used then.
  */
+static void leave(struct umbra_chain *c, unsigned int i)
+{
+	const struct umbra_os *os = c->os;
+	uint32_t *left = &c->members[i].left;
+
+	if (__atomic_fetch_add(left, CALLBACK, __ATOMIC_RELEASE) & LEFT_WAITED)
+		os->wake(left);
+}
+
 static void round_put(struct umbra_chain *c, const struct round *r)
 {
 	for_each_member (i, r->mask)
-		__atomic_fetch_add(&c->members[i].left, 1, __ATOMIC_RELEASE);
+		leave(c, i);
 }
 
 static void count_begin(struct umbra_chain *c, const struct umbra_range *r)
@@ -131,45 +155,115 @@ static void count_end(struct umbra_chain *c, const struct umbra_range *r)
 	s->counts.ended++;
 }
 
+/*
+ * Its counts must balance with the ends still to come: one start for each that is open. No lock held, since a start may
+ * sleep. The member is held.
+ */
+static void pay_debt(struct umbra_chain *c, unsigned int i, const struct umbra_range *r)
+{
+	struct debt *debt = &c->debts[i];
+	struct umbra_notifier *n;
+	bool more, late;
+
+	lock(c);
+	n = c->members[i].n;
+	more = debt->owed[r->source] && !c->members[i].leaving;
+	unlock(c);
+	while (more) {
+		if (n->ops->invalidate_range_start(n, r))
+			c->os->bug("a consumer refused a forced invalidation");
+		lock(c);
+		late = debt->late[r->source];
+		debt->owed[r->source]--;
+		debt->late[r->source] -= late;
+		more = debt->owed[r->source] && !c->members[i].leaving;
+		unlock(c);
+		if (late && n->ops->invalidate_range_end)
+			n->ops->invalidate_range_end(n, r);
+	}
+}
+
+/* Lock held. Says what @debt is, and over what. Returns: is there any? */
+static bool debt_of(const struct umbra_chain *c, const struct umbra_notifier *n, struct debt *debt,
+		    struct umbra_range r[UMBRA_SOURCE_NR])
+{
+	bool any = false;
+
+	*debt = (struct debt){ 0 };
+	for (unsigned int i = 0; i < UMBRA_SOURCE_NR && n->ops->invalidate_range_start; i++) {
+		const struct open_state *s = &c->sources[i];
+
+		debt->owed[i] = s->counts.begun - s->counts.ended;
+		any |= debt->owed[i] != 0;
+		r[i] = (struct umbra_range){
+			.hull = { { s->lo }, { s->hi } },
+			.flags = UMBRA_RANGE_BLOCKABLE | UMBRA_RANGE_FORCED,
+			.source = (enum umbra_source)i,
+		};
+	}
+	return any;
+}
+
 int umbra_chain_register(struct umbra_chain *chain, struct umbra_notifier *n)
 {
-	struct member *m = NULL;
+	struct umbra_range open[UMBRA_SOURCE_NR];
+	unsigned int place = UMBRA_CHAIN_MAX;
+	struct member *m;
+	bool owes;
 	int rc = 0;
 
 	lock(chain);
-	for (unsigned int i = 0; i < UMBRA_CHAIN_MAX; i++) {
+	for (unsigned int i = UMBRA_CHAIN_MAX; i-- > 0;) {
 		if (chain->members[i].n == n)
 			rc = -EALREADY;
-		if (!chain->members[i].n && !m)
-			m = &chain->members[i];
+		if (!chain->members[i].n)
+			place = i;
 	}
-	if (!rc && !m)
+	if (!rc && place == UMBRA_CHAIN_MAX)
 		rc = -ENOSPC;
 	if (rc) {
 		unlock(chain);
 		return rc;
 	}
-	/* its counts must balance with the ends still to come: one start for each that is open */
-	for (unsigned int i = 0; i < UMBRA_SOURCE_NR; i++) {
-		const struct open_state *s = &chain->sources[i];
-		const struct umbra_range r = {
-			.hull = { { s->lo }, { s->hi } },
-			.flags = UMBRA_RANGE_BLOCKABLE | UMBRA_RANGE_FORCED,
-			.source = (enum umbra_source)i,
-		};
-
-		for (uint64_t k = s->counts.ended;
-		     k != s->counts.begun && n->ops->invalidate_range_start; k++)
-			if (n->ops->invalidate_range_start(n, &r))
-				chain->os->bug("a consumer refused a forced invalidation");
-	}
+	m = &chain->members[place];
 	m->n = n;
 	m->joined = ++chain->joins;
 	m->leaving = false;
-	if (m >= &chain->members[chain->used])
-		chain->used = (unsigned int)(m - chain->members) + 1;
+	if (place >= chain->used)
+		chain->used = place + 1;
+	owes = debt_of(chain, n, &chain->debts[place], open);
+	if (owes) {
+		chain->in_debt++;
+		m->entered += CALLBACK;
+	}
 	unlock(chain);
+	if (!owes)
+		return 0;
+	for (unsigned int i = 0; i < UMBRA_SOURCE_NR; i++)
+		pay_debt(chain, place, &open[i]);
+	lock(chain);
+	chain->in_debt--;
+	unlock(chain);
+	leave(chain, place);
 	return 0;
+}
+
+/* Lock held; dropped to wait, and taken again. */
+static void wait_for_callbacks(struct umbra_chain *c, struct member *m)
+{
+	while ((__atomic_load_n(&m->left, __ATOMIC_ACQUIRE) & ~LEFT_WAITED) != m->entered) {
+		uint32_t left = 0;
+
+		if (c->os->wait)
+			left = __atomic_or_fetch(&m->left, LEFT_WAITED, __ATOMIC_ACQUIRE);
+		unlock(c);
+		if (c->os->wait)
+			c->os->wait(&m->left, left); /* it is another as soon as one is over */
+		else
+			c->os->relax();
+		lock(c);
+	}
+	m->left = m->entered;
 }
 
 void umbra_chain_unregister(struct umbra_chain *chain, struct umbra_notifier *n)
@@ -182,21 +276,35 @@ void umbra_chain_unregister(struct umbra_chain *chain, struct umbra_notifier *n)
 	for (unsigned int i = 0; i < chain->used; i++)
 		if (chain->members[i].n == n)
 			m = &chain->members[i];
-	if (m)
+	if (m) {
 		m->leaving = true;
-	while (m && __atomic_load_n(&m->left, __ATOMIC_ACQUIRE) != m->entered) {
-		unlock(chain);
-		chain->os->relax();
-		lock(chain);
-	}
-	if (m)
+		wait_for_callbacks(chain, m);
 		m->n = NULL;
+	}
 	unlock(chain);
+}
+
+/* Lock held. Who of @mask is told of an end; to the others it is owed after a start, see pay_debt(). */
+static uint32_t tell_end(struct umbra_chain *c, uint32_t mask, enum umbra_source source)
+{
+	uint32_t now = mask;
+
+	if (!c->in_debt)
+		return mask;
+	for_each_member (i, mask) {
+		struct debt *debt = &c->debts[i];
+
+		if (debt->owed[source] == debt->late[source])
+			continue;
+		debt->late[source]++;
+		now &= ~(1U << i);
+	}
+	return now;
 }
 
 static void end_members(const struct round *round, const struct umbra_range *r, uint32_t mask)
 {
-	for_each_member (i, round->mask & mask)
+	for_each_member (i, mask)
 		if (round->n[i]->ops->invalidate_range_end)
 			round->n[i]->ops->invalidate_range_end(round->n[i], r);
 }
@@ -216,15 +324,15 @@ static void roll_back(struct umbra_chain *chain, const struct umbra_range *r,
 	lock(chain);
 	count_end(chain, r);
 	round_get(chain, &now);
-	unlock(chain);
-	round_put(chain, started);
-	for (unsigned int i = 0; i < UMBRA_CHAIN_MAX; i++) {
-		const bool same =
-			(started->mask & now.mask) >> i & 1 && started->joined[i] == now.joined[i];
+	for_each_member (i, now.mask) {
+		const bool same = started->mask >> i & 1 && started->joined[i] == now.joined[i];
 
 		if (!same || told >> i & 1)
 			mask |= 1U << i;
 	}
+	mask = tell_end(chain, mask, r->source);
+	unlock(chain);
+	round_put(chain, started);
 	end_members(&now, r, mask);
 	round_put(chain, &now);
 }
@@ -237,15 +345,10 @@ static struct umbra_notifier *enter_only(struct umbra_chain *c)
 {
 	struct member *m = &c->members[0];
 
-	if (c->used != 1 || !m->n || m->leaving)
+	if (c->used != 1 || c->in_debt || !m->n || m->leaving)
 		return NULL;
-	m->entered++;
+	m->entered += CALLBACK;
 	return m->n;
-}
-
-static void leave_only(struct umbra_chain *c)
-{
-	__atomic_fetch_add(&c->members[0].left, 1, __ATOMIC_RELEASE); /* as round_put() */
 }
 
 static int start_members(struct umbra_chain *chain, const struct umbra_range *r,
@@ -296,7 +399,7 @@ int umbra_invalidate_start(struct umbra_chain *chain, const struct umbra_range *
 		roll_back(chain, r, &round, 0);
 		return rc;
 	}
-	leave_only(chain);
+	leave(chain, 0);
 	return 0;
 }
 
@@ -304,20 +407,23 @@ void umbra_invalidate_end(struct umbra_chain *chain, const struct umbra_range *r
 {
 	struct umbra_notifier *only;
 	struct round round;
+	uint32_t mask = 0;
 
 	lock(chain);
 	count_end(chain, r);
 	only = enter_only(chain);
-	if (!only)
+	if (!only) {
 		round_get(chain, &round);
+		mask = tell_end(chain, round.mask, r->source);
+	}
 	unlock(chain);
 	if (only) {
 		if (only->ops->invalidate_range_end)
 			only->ops->invalidate_range_end(only, r);
-		leave_only(chain);
+		leave(chain, 0);
 		return;
 	}
-	end_members(&round, r, UINT32_MAX);
+	end_members(&round, r, mask);
 	round_put(chain, &round);
 }
 

@@ -111,9 +111,14 @@ void umbra_root_destroy(struct umbra_root *root)
 	uint64_t *entries;
 
 	mmu_lock(mmu);
-	while (mmu->collapsing) {
+	while (mmu->collapsing) { /* they may sleep, in resolve */
+		const uint32_t now = mmu->collapsing;
+
 		mmu_unlock(mmu);
-		mmu->os->relax();
+		if (mmu->os->wait)
+			mmu->os->wait(&mmu->collapsing, now);
+		else
+			mmu->os->relax();
 		mmu_lock(mmu);
 	}
 	while (*pp != root)

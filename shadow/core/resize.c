@@ -235,6 +235,7 @@ int64_t umbra_collapse(struct umbra_mmu *mmu, struct gfn_range r)
 	const uint64_t mask = UMBRA_HUGE_PAGES - 1;
 	const uint64_t limit = (r.end.v < GFN_LIMIT ? r.end.v : GFN_LIMIT) & ~mask;
 	int64_t done = 0;
+	bool last;
 
 	if (r.start.v >= limit)
 		return 0;
@@ -250,7 +251,9 @@ int64_t umbra_collapse(struct umbra_mmu *mmu, struct gfn_range r)
 			gfn += UMBRA_HUGE_PAGES;
 		}
 	}
-	mmu->collapsing--;
+	last = !--mmu->collapsing;
 	mmu_unlock(mmu);
+	if (last && mmu->os->wake) /* whoever destroys a root */
+		mmu->os->wake(&mmu->collapsing);
 	return done;
 }

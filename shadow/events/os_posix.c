@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /* The ordinary struct umbra_os: malloc, a mutex of one word, sched_yield, a message and abort(). */
 #include <errno.h>
+#include <limits.h>
 #include <linux/futex.h>
 #include <sched.h>
 #include <stdlib.h>
@@ -87,6 +88,16 @@ static void posix_relax(void)
 	sched_yield();
 }
 
+static void posix_wait(uint32_t *word, uint32_t value)
+{
+	futex(word, FUTEX_WAIT, value);
+}
+
+static void posix_wake(uint32_t *word)
+{
+	futex(word, FUTEX_WAKE, INT_MAX);
+}
+
 /* write(2), not stdio: the caller may hold stdio's locks, or have broken the heap. */
 static void __attribute__((noreturn)) posix_bug(const char *what)
 {
@@ -109,5 +120,7 @@ const struct umbra_os umbra_os_posix = {
 	.mutex_trylock = posix_mutex_trylock,
 	.mutex_unlock = posix_mutex_unlock,
 	.relax = posix_relax,
+	.wait = posix_wait,
+	.wake = posix_wake,
 	.bug = posix_bug,
 };

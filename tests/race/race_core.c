@@ -107,11 +107,14 @@ static void *invalidator(void *arg)
 		const uint64_t end = first + n > PAGES ? PAGES : first + n;
 		const struct umbra_range r = {
 			.hull = { { HVA + first * 4096 }, { HVA + end * 4096 } },
-			.flags = UMBRA_RANGE_BLOCKABLE,
+			.flags = (first + end) % 4 ? UMBRA_RANGE_BLOCKABLE : 0,
 			.source = UMBRA_SOURCE_TEST,
 		};
+		const int rc = umbra_invalidate_start(chain, &r);
 
-		if (umbra_invalidate_start(chain, &r)) {
+		if (rc == -EAGAIN && !r.flags)
+			continue; /* who would have to wait, or the joiner */
+		if (rc) {
 			atomic_fetch_add(&failures, 1);
 			return NULL;
 		}
@@ -201,17 +204,46 @@ static void *mover(void *arg)
 	return NULL;
 }
 
+/* What is open for whoever joins, by source: never less than nothing. */
+static _Atomic int64_t joiner_open[UMBRA_SOURCE_NR];
+static _Atomic uint64_t joiner_told;
+
+static int joiner_start(struct umbra_notifier *n, const struct umbra_range *r)
+{
+	(void)n;
+	/* Now and then it refuses: all others are told that it ended. */
+	if (atomic_fetch_add(&joiner_told, 1) % 16 == 0 && !r->flags)
+		return -EAGAIN;
+	atomic_fetch_add(&joiner_open[r->source], 1);
+	if (joiner_told % 4 == 0)
+		sched_yield();
+	return 0;
+}
+
+static void joiner_end(struct umbra_notifier *n, const struct umbra_range *r)
+{
+	(void)n;
+	if (atomic_fetch_sub(&joiner_open[r->source], 1) <= 0)
+		atomic_fetch_add(&failures, 1);
+}
+
 static void *joiner(void *arg)
 {
 	static struct umbra_notifier n;
-	static const struct umbra_notifier_ops none;
+	static const struct umbra_notifier_ops counts = {
+		.invalidate_range_start = joiner_start,
+		.invalidate_range_end = joiner_end,
+	};
 
 	(void)arg;
-	n.ops = &none;
+	n.ops = &counts;
 	n.name = "joiner";
 	while (!atomic_load(&done)) {
+		for (unsigned int i = 0; i < UMBRA_SOURCE_NR; i++)
+			joiner_open[i] = 0;
 		if (umbra_chain_register(chain, &n))
 			atomic_fetch_add(&failures, 1);
+		sched_yield();
 		umbra_chain_unregister(chain, &n);
 		umbra_zap_all(mmu);
 		sched_yield();
