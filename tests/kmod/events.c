@@ -236,11 +236,17 @@ static void *hammer(void *arg)
 	return NULL;
 }
 
-/* Ages the process's own memory: a control group that is told to give some back. */
+static bool lru_gen;
+
+/*
+ * Puts the process into a control group of its own that can be told to give memory back, and has the older of the two
+ * ways to age memory used, which asks the notifiers about every page. Before there is memory.
+ */
 static bool reclaim(char *dir, size_t bytes)
 {
 	char path[128], text[32];
 
+	lru_gen = put("/sys/kernel/mm/lru_gen/enabled", "n");
 	snprintf(dir, bytes, "/sys/fs/cgroup/kmod-%d", (int)getpid());
 	put("/sys/fs/cgroup/cgroup.subtree_control", "+memory");
 	if (mkdir(dir, 0700))
@@ -257,11 +263,7 @@ static void young_from_the_bitmap(void)
 	char dir[64], path[128], *p;
 	uint64_t cleared = 0, asked, yes;
 	pthread_t thread;
-	long lru_gen = 0;
 
-	/* The older of the two ways to age asks the notifiers about every page. */
-	if (put("/sys/kernel/mm/lru_gen/enabled", "n"))
-		lru_gen = 1;
 	if (!reclaim(dir, sizeof(dir)))
 		skip("no memory control group: %s", strerror(errno));
 	p = memory(bytes);
@@ -298,7 +300,6 @@ static void young_from_the_bitmap(void)
 static void old_when_no_bit_is_set(void)
 {
 	char dir[64], path[128], *p;
-	const bool lru_gen = put("/sys/kernel/mm/lru_gen/enabled", "n");
 
 	if (!reclaim(dir, sizeof(dir)))
 		skip("no memory control group: %s", strerror(errno));
@@ -324,7 +325,6 @@ static void age(const char *p, size_t bytes, uint32_t page_shift, uint64_t asked
 	const struct umbra_ntf_range range = { (uintptr_t)p, (uintptr_t)p + bytes };
 	struct umbra_ntf_attach a = attach_to(&range);
 	char dir[64], path[128];
-	const bool lru_gen = put("/sys/kernel/mm/lru_gen/enabled", "n");
 
 	a.page_shift = page_shift;
 	sub.fd = device_open();

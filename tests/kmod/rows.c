@@ -2,6 +2,7 @@
 /* The rest of the catalogue's rows: splits, hugetlb, moves of 2M pages, files, and what the kernel does by itself. */
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <pthread.h>
 #include <sys/syscall.h>
 
 #include "kmod_test.h"
@@ -325,6 +326,50 @@ static void collapse_by_khugepaged(void)
 	EQUAL(p[9 * PAGE], 10);
 }
 
+static void *unmap_and_map_again(void *arg)
+{
+	char *p = arg;
+
+	CHECK(munmap(p, PAGE) == 0);
+	CHECK(umbra_ring_load(&sub.state->begun) > 0); /* before anybody can map there again */
+	CHECK(mmap(p, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
+		   0) == p);
+	return NULL;
+}
+
+static void mapped_again_after_unmap(void)
+{
+	char *p = memory(HUGE);
+	pthread_t thread;
+
+	subscribe(&sub, p, PAGE, 10);
+	CHECK(pthread_create(&thread, NULL, unmap_and_map_again, p) == 0);
+	pthread_join(thread, NULL);
+	drain(&sub, &seen);
+	want_pair(&seen, p, PAGE, UMBRA_NTF_UNMAP);
+	EQUAL(p[0], 0);
+}
+
+static void numa_balancing(void)
+{
+	char *p = memory(4 * HUGE);
+	bool scanned = false;
+
+	subscribe(&sub, p, 4 * HUGE, 14);
+	if (!put("/proc/sys/kernel/numa_balancing", "1"))
+		skip("no NUMA balancing");
+	for (int i = 0; i < 3000 && now(&sub).ended == 0; i++)
+		for (size_t k = 0; k < 4 * HUGE; k += PAGE)
+			p[k]++;
+	put("/proc/sys/kernel/numa_balancing", "0");
+	if (now(&sub).ended == 0)
+		skip("the scanner did not come");
+	drain(&sub, &seen);
+	for (unsigned int i = 0; i < seen.nr; i++)
+		scanned |= seen.v[i].event == UMBRA_NTF_PROTECTION_VMA;
+	CHECK(scanned);
+}
+
 static void taken_offline(void)
 {
 	char *p = memory(HUGE);
@@ -348,6 +393,7 @@ const struct test row_tests[] = {
 	{ "d27_collapse_of_a_file", collapse_of_a_file },
 	{ "d28_removed_from_a_file", removed_from_a_file },
 	{ "d29_populated_silently", populated_silently },
+	{ "d32_mapped_again_after_unmap", mapped_again_after_unmap },
 	{ "d35_thp_moved", thp_moved },
 	{ "d36_thp_moved_to_an_odd_address", thp_moved_to_an_odd_address },
 	{ "d37_moved_and_left_mapped", moved_and_left_mapped },
@@ -356,6 +402,7 @@ const struct test row_tests[] = {
 	{ "d41_zero_page_by_userfaultfd", zero_page_by_userfaultfd },
 	{ "d46_guarded", guarded },
 	{ "d53_collapse_by_khugepaged", collapse_by_khugepaged },
+	{ "d57_numa_balancing", numa_balancing },
 	{ "d60_hole_under_a_private_copy", hole_under_a_private_copy },
 	{ "d61_taken_offline", taken_offline },
 	{ NULL, NULL },
