@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #include <vmm/hostcall.h>
 #include <vmm/limits.h>
 #include <vmm/sources.h>
@@ -45,12 +46,12 @@ static int create_uffd(struct vm *vm, struct vm_error *err)
 		"  /dev/userfaultfd:   %s\n"
 		"  userfaultfd(2):     %s\n"
 		"one of these, as root, mends it:\n"
-		"  setfacl -m u:$USER:rw /dev/userfaultfd     (Linux 6.1 or later)\n"
+		"  chown %u /dev/userfaultfd     (Linux 6.1 or later)\n"
 		"  sysctl vm.unprivileged_userfaultfd=1\n"
 		"or run with --source own: then changes that other code of this process makes to guest "
 		"memory are not seen",
 		strerror(-e), tried_text(tried.passed_fd), tried_text(tried.dev),
-		tried_text(tried.syscall));
+		tried_text(tried.syscall), getuid());
 }
 
 int sources_create(struct vm *vm, struct vm_error *err)
@@ -102,8 +103,8 @@ static int no_module(struct vm *vm, int error, struct vm_error *err)
 		break;
 	case EACCES:
 	case EPERM:
-		fix = "; as root: setfacl -m u:$USER:rw " UMBRA_NTF_DEVICE
-		      ", or pass it open by --module-fd";
+		fix = ", which is root's alone without kmod/99-umbra.rules; as root: chgrp kvm " UMBRA_NTF_DEVICE
+		      " && chmod 660 " UMBRA_NTF_DEVICE ", or pass it open by --module-fd";
 		break;
 	case EPROTO:
 	case E2BIG:

@@ -117,7 +117,15 @@ if [ -r /dev/kvm ] && [ -w /dev/kvm ] && [ -x "$GUESTS/hello" ]; then
 	fi
 	# In the middle of host calls over 64G, again and again.
 	for call in split collapse swapout; do
-		timeout --preserve-status -k 5 -s INT 1 $run -m 64G --pages thp --backing memfd "$GUESTS/vast" -- call=$call forever >"$scratch/out" 2>&1
+		env --default-signal=INT timeout --foreground --preserve-status -k 5 60 \
+			$run -m 64G --pages thp --backing memfd "$GUESTS/vast" -- call=$call forever >"$scratch/out" 2>&1 &
+		for _ in $(seq 400); do
+			grep -q asking "$scratch/out" && break
+			sleep 0.05
+		done
+		sleep 0.3
+		pkill -INT -P $!
+		wait $!
 		got=$?
 		if [ $got -eq 130 ] && grep -q 'asking' "$scratch/out"; then passed=$((passed + 1)); else
 			failed=$((failed + 1))
@@ -176,6 +184,18 @@ if [ "$(id -u)" -eq 0 ] && command -v setpriv >/dev/null && [ -w /dev/kvm ] && [
 			'exec 7<>/dev/kvm; exec "$@"' bash $nobody "$scratch/vmm" run --kvm-fd 7 "$scratch/hello"
 		expect no_userfaultfd_names_the_way_without 77 '--source own' bash -c \
 			'exec 7<>/dev/kvm; exec "$@"' bash $nobody "$scratch/vmm" run --kvm-fd 7 "$scratch/hello"
+		# What it says, done to a node of our own; then it runs.
+		cat >"$scratch/mend" <<-'SH'
+			mount --bind "$0" /dev/userfaultfd || exit 1
+			command=$("$@" 2>&1 </dev/null | sed -n 's/^  \(.*[^ ]\) *(Linux 6.1 or later)$/\1/p')
+			echo "it says: $command"
+			sh -c "$command" && "$@"
+		SH
+		dev=$(stat -c '%t %T' /dev/userfaultfd)
+		# shellcheck disable=SC2086
+		mknod -m 600 "$scratch/uffd" c $((0x${dev% *})) $((0x${dev#* }))
+		expect the_command_for_userfaultfd_mends_it 0 '0 failed' bash -c 'exec 7<>/dev/kvm; exec "$@"' bash unshare -m \
+			bash -c "$(cat "$scratch/mend")" "$scratch/uffd" $nobody "$scratch/vmm" run --kvm-fd 7 "$scratch/hello"
 	else
 		skip "no_userfaultfd: everybody may open one here"
 	fi
