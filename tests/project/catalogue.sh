@@ -17,7 +17,7 @@ tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 refuses() { # SED-SCRIPT WORDS
 	local out
-	mkdir -p "$tmp/tools" "$tmp/tests" && cp tools/catalogue "$tmp/tools/" && cp -r tests/unit tests/integration tests/model tests/race "$tmp/tests/"
+	mkdir -p "$tmp/tools" "$tmp/tests" && cp tools/catalogue "$tmp/tools/" && cp -r tests/unit tests/integration tests/model tests/race tests/kmod "$tmp/tests/"
 	sed "$1" tests/catalogue.tsv >"$tmp/tests/catalogue.tsv"
 	out=$("$tmp/tools/catalogue" --names 2>&1) && return 1
 	grep -qF -- "$2" <<<"$out"
