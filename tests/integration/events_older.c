@@ -45,7 +45,7 @@ static int with_refusals(const struct refusal *v, size_t n, int (*fn)(void))
 				     : seccomp_rule_add(filter, SCMP_ACT_ERRNO((uint16_t)v[i].err),
 							v[i].nr, 1,
 							SCMP_CMP((unsigned int)v[i].arg,
-								 SCMP_CMP_EQ, v[i].value));
+								 SCMP_CMP_EQ, v[i].value, 0));
 		if (rc || seccomp_load(filter))
 			_exit(255);
 		rc = fn();

@@ -140,6 +140,11 @@ Test(refused, by_the_kernel_is_said_as_the_kernel_says_it)
 	closed.hva = bytes(PAGE);
 	cr_expect_eq(umbra_region_add(h.own, &closed), -EEXIST);
 	cr_expect_eq(umbra_mmap_over(h.own, bytes(PAGE), PROT_READ, MAP_SHARED, 10000, 0), -EBADF);
+	cr_expect_eq(
+		umbra_mmap_over(h.own, hva_range_of(p + PAGE, PAGE), PROT_READ,
+				MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | 21 << MAP_HUGE_SHIFT,
+				-1, 0),
+		-EINVAL);
 	cr_expect_eq(umbra_mremap(h.own, bytes(PAGE), PAGE, MREMAP_FIXED, bytes(PAGE).start, &at),
 		     -EINVAL);
 	cr_expect_eq(at.v, 5);
@@ -202,6 +207,23 @@ Test(refused, a_mapping_doubled_by_mremap_is_punched_too)
 	cr_expect_eq(host_leaves(&h, p, 4 * PAGE), 0);
 	end();
 	munmap(twin, HUGE);
+}
+
+/* While another call's plan is under way growth is bracketed, and may be refused. */
+Test(refused, by_a_consumer_growth_in_place_while_another_plans)
+{
+	hva_t at = { 5 };
+
+	begin(false);
+	phase = own_plan_begin(h.own);
+	cr_expect_eq(umbra_mremap(h.own, bytes(4 * HUGE), 5 * HUGE, 0, (hva_t){ 0 }, &at), -EBUSY);
+	cr_expect_eq(at.v, 5);
+	own_plan_end(h.own, phase);
+	cr_expect_eq(umbra_mremap(h.own, bytes(4 * HUGE), 4 * HUGE + PAGE, 0, (hva_t){ 0 }, &at),
+		     0);
+	cr_expect_eq(at.v, (uintptr_t)p);
+	munmap(p + 4 * HUGE, PAGE);
+	end();
 }
 
 Test(refused, batches_of_every_kind_are_whole)
