@@ -350,8 +350,6 @@ static int plan_other_mapping(const struct umbra_own *own, const struct umbra_re
 		const struct hva_range r = bytes_at(pub, block, block + UMBRA_HUGE_SIZE);
 		struct hva_range reach;
 
-		if (hva_range_empty(r))
-			continue;
 		/* A page that is not here yet may be mapped from the same folio before the call. */
 		if (moves || !own->map || hostmap_folios(own->map, r, &reach))
 			err = plan_add(plan, r);

@@ -100,6 +100,7 @@ Test(edges, a_pagemap_that_cannot_be_scanned_is_said_and_everything_is_bracketed
 	char *p = host_anon(&h, HUGE);
 	struct umbra_page pages[2];
 	struct hva_range r;
+	const int closed = 10000;
 	uint32_t flags;
 
 	if (!umbra_hostmap_has_scan(h.map))
@@ -112,6 +113,8 @@ Test(edges, a_pagemap_that_cannot_be_scanned_is_said_and_everything_is_bracketed
 	cr_expect_eq(hostmap_next(h.map, 0, PAGE, false, &r), -ENOTTY);
 	cr_expect_eq(hostmap_next(h.map, PAGE, PAGE, false, &r), 0);
 	cr_expect_eq(umbra_madvise(h.own, hva_range_of(p, 4 * PAGE), MADV_POPULATE_WRITE), 0);
+	h.map->pagemap = closed;
+	cr_expect_eq(umbra_hostmap_query(h.map, (hva_t){ (uintptr_t)p }, pages), -EBADF);
 	h.map->pagemap = held;
 	close(file);
 	cr_expect_eq(host_leaves(&h, p, HUGE), 0, "not known: taken for moved");
@@ -128,7 +131,7 @@ Test(edges, maps_that_are_no_text_of_maps)
 	int ends[2];
 
 	cr_assert_eq(pipe(ends), 0);
-	cr_assert_eq(write(file, "what is this\\n", 13), 13);
+	cr_assert_eq(write(file, "what is this\n", 13), 13);
 	h.map->procmap = false;
 	h.map->maps = file;
 	cr_expect_eq(hostmap_vma(h.map, (hva_t){ PAGE }, &vma), -ENOENT);
@@ -141,4 +144,26 @@ Test(edges, maps_that_are_no_text_of_maps)
 	close(file);
 	close(ends[0]);
 	close(ends[1]);
+}
+
+/* A batch that is open closes its hull to faults, not to leaves that were there: an audit leaves them alone. */
+Test(edges, an_audit_leaves_out_what_is_open)
+{
+	char *p = host_anon(&h, HUGE);
+	const struct hva_range none = { { (uintptr_t)p }, { (uintptr_t)p } };
+	const struct umbra_range r = { .hull = hva_range_of(p, HUGE),
+				       .v = &none,
+				       .nr = 1,
+				       .flags = UMBRA_RANGE_BLOCKABLE,
+				       .source = UMBRA_SOURCE_TEST };
+	struct umbra_audit_report report;
+
+	cr_assert(host_touch(&h, p, 4 * PAGE, RW));
+	cr_assert_eq(umbra_invalidate_start(h.chain, &r), 0);
+	cr_assert_eq(madvise(p, PAGE, MADV_DONTNEED), 0);
+	cr_expect_eq(umbra_audit(h.root, h.map, &report, NULL), 0);
+	cr_expect_eq(report.skipped, 4);
+	umbra_invalidate_end(h.chain, &r);
+	cr_expect_eq(umbra_audit(h.root, h.map, &report, NULL), 1);
+	umbra_zap_all(h.mmu);
 }

@@ -264,12 +264,15 @@ Test(refused, without_a_map_everything_that_might_change_is_bracketed)
 	static const int advices[] = { MADV_COLD,       MADV_FREE,    MADV_HUGEPAGE,
 				       MADV_NOHUGEPAGE, MADV_PAGEOUT, MADV_POPULATE_WRITE,
 				       MADV_COLLAPSE };
+	struct umbra_region region = { .fd = -1, .is_private = true };
 	struct umbra_own *blind;
 	hva_t at;
 
 	begin(false);
 	let_pass = 1000;
+	region.hva = bytes(4 * HUGE);
 	cr_assert_eq(umbra_own_create(&blind, h.chain, NULL), 0);
+	cr_assert_eq(umbra_region_add(blind, &region), 0);
 	for (size_t i = 0; i < sizeof(advices) / sizeof(advices[0]); i++) {
 		const struct hva_range r = hva_range_of(p + PAGE, HUGE + PAGE);
 
