@@ -9,6 +9,8 @@
 #define BATCH             UMBRA_HUGE_PAGES
 #define MIGRATION_TRIES   20
 #define MIGRATION_WAIT_US 500
+/* In one audit, for pages that look swapped out: a host that is busy or emulated takes long over a migration. */
+#define MIGRATION_PATIENCE 4000
 
 /*
  * The host is asked for the rest of the leaf's aligned 2M at once, and the leaves that follow find
@@ -22,6 +24,7 @@ struct audit {
 	FILE *out;
 	struct host_vma vma; /* the one looked up last: audits see a quiet moment or skip */
 	bool vma_valid;
+	int patience;           /* waits that are left */
 	struct hva_range known; /* what @pages is about */
 	struct umbra_page pages[BATCH];
 };
@@ -87,7 +90,7 @@ static bool kernel_moved(const struct audit *a, const struct umbra_leaf *leaf,
 /* A page that is just being migrated looks as if swapped out; that passes. */
 static void wait_for_migration(struct audit *a, hva_t hva, struct umbra_page *page)
 {
-	for (int i = 0; i < MIGRATION_TRIES && (page->flags & UMBRA_PAGE_SWAPPED); i++) {
+	for (; a->patience > 0 && (page->flags & UMBRA_PAGE_SWAPPED); a->patience--) {
 		usleep(MIGRATION_WAIT_US);
 		if (umbra_hostmap_query(a->map, hva, page))
 			return;
@@ -185,6 +188,7 @@ int64_t umbra_audit(struct umbra_root *root, struct umbra_hostmap *map,
 	a->map = map;
 	a->report = report;
 	a->out = out;
+	a->patience = MIGRATION_PATIENCE;
 	err = umbra_for_each_leaf(root, all, audit_leaf, a);
 	free(a);
 	if (err)
