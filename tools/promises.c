@@ -7,7 +7,7 @@ static const char *const what[UMBRA_SOURCE_NR] = {
 	[UMBRA_SOURCE_OWN] = "own calls (`umbra_madvise()` and its kin)",
 	[UMBRA_SOURCE_UFFD] = "userfaultfd",
 	[UMBRA_SOURCE_MODULE] = "kernel module",
-	[UMBRA_SOURCE_TRACEPOINT] = "KVM tracepoints (not in this version)",
+	[UMBRA_SOURCE_TRACEPOINT] = "KVM tracepoints",
 };
 
 static const char *yes(bool b)

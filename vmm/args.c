@@ -22,6 +22,7 @@ enum {
 	OPT_KVM_FD,
 	OPT_UFFD_FD,
 	OPT_MODULE_FD,
+	OPT_STACKS,
 	OPT_NR,
 };
 
@@ -38,6 +39,7 @@ static const struct option options[] = {
 	{ "audit", no_argument, NULL, OPT_AUDIT },
 	{ "source", required_argument, NULL, OPT_SOURCE },
 	{ "events", required_argument, NULL, OPT_SOURCE }, /* its other name */
+	{ "stacks", no_argument, NULL, OPT_STACKS },
 	{ "kvm-fd", required_argument, NULL, OPT_KVM_FD },
 	{ "uffd-fd", required_argument, NULL, OPT_UFFD_FD },
 	{ "module-fd", required_argument, NULL, OPT_MODULE_FD },
@@ -168,7 +170,8 @@ static int parse_sources(const char *text, struct vm_config *config, struct vm_e
 		bool *chosen;
 	} words[] = { { "own", &own },
 		      { "uffd", &config->events_uffd },
-		      { "module", &config->events_module } };
+		      { "module", &config->events_module },
+		      { "tracepoints", &config->events_tracepoints } };
 	const size_t nr = sizeof(words) / sizeof(words[0]);
 	const char *at = text;
 
@@ -180,10 +183,11 @@ static int parse_sources(const char *text, struct vm_config *config, struct vm_e
 		while (i < nr && (strlen(words[i].name) != len || memcmp(at, words[i].name, len)))
 			i++;
 		if (i == nr)
-			return vm_fail(err, VMM_EXIT_USAGE,
-				       "--source %s: %.*s is unknown; it is own, uffd, module, or "
-				       "several of them, as in own,uffd",
-				       shown(text), len ? (int)len : 2, len ? at : "\"\"");
+			return vm_fail(
+				err, VMM_EXIT_USAGE,
+				"--source %s: %.*s is unknown; it is own, uffd, module, tracepoints, or "
+				"several of them, as in own,uffd",
+				shown(text), len ? (int)len : 2, len ? at : "\"\"");
 		if (*words[i].chosen)
 			return vm_fail(err, VMM_EXIT_USAGE, "--source %s: %s is there twice", text,
 				       words[i].name);
@@ -246,6 +250,7 @@ static int parse_option(int c, const char *arg, struct vm_config *config, struct
 		config->sandbox = (enum vm_sandbox)i;
 		return e;
 	case OPT_AUDIT: config->audit = true; return 0;
+	case OPT_STACKS: config->stacks = true; return 0;
 	case OPT_SOURCE: return parse_sources(arg, config, err);
 	case OPT_MODULE_FD: return parse_fd("--module-fd", arg, &config->module_fd, err);
 	case OPT_KVM_FD: return parse_fd("--kvm-fd", arg, &config->kvm_fd, err);
@@ -282,7 +287,7 @@ static int check_once(int c, const char *arg, const char **given, struct vm_erro
 	char first[128], second[128];
 
 	given[c] = arg ? arg : "";
-	if (!before || c == OPT_AUDIT)
+	if (!before || c == OPT_AUDIT || c == OPT_STACKS)
 		return 0;
 	return vm_fail(err, VMM_EXIT_USAGE, "%s and %s: given twice; keep one of them",
 		       as_given(c, before, first, sizeof(first)),
@@ -321,6 +326,11 @@ static int check_together(struct vm_config *config, struct vm_error *err)
 		return vm_fail(err, VMM_EXIT_USAGE,
 			       "--module-fd without module in --source: nobody would read it; add "
 			       "module, or leave it out");
+	if (config->stacks && !config->events_tracepoints)
+		return vm_fail(
+			err, VMM_EXIT_USAGE,
+			"--stacks without tracepoints in --source: nothing records them; add "
+			"tracepoints, or leave it out");
 	if (config->kvm_fd >= 0 && config->kvm_fd == config->uffd_fd)
 		return vm_fail(err, VMM_EXIT_USAGE, "--kvm-fd and --uffd-fd are both %d",
 			       config->kvm_fd);
@@ -488,7 +498,10 @@ void args_help_run(FILE *out)
 	      "      --audit             hold the tables against the kernel's after every action\n"
 	      "      --source LIST       who tells of changes to guest memory: own calls of vmm   [own,uffd]\n"
 	      "                          (always), uffd: other code of this process; module: the\n"
-	      "                          kernel itself, by /dev/umbra. --events is the same\n"
+	      "                          kernel itself, by /dev/umbra. tracepoints only watch:\n"
+	      "                          what KVM was told and nobody announced to vmm.\n"
+	      "                          --events is another name of it\n"
+	      "      --stacks            with tracepoints: which path of the kernel it was\n"
 	      "\n"
 	      "Seeing\n"
 	      "      --stats[=FORMAT]    text: a table on standard error; json: one line on\n"

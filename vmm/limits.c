@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <unistd.h>
 #include <vmm/hostcall.h>
 #include <vmm/limits.h>
 #include <vmm/vm_private.h>
@@ -122,7 +123,9 @@ int vm_fail_host(struct vm_error *err, int error, const char *fmt, ...)
 
 int limits_check(struct vm *vm, struct vm_error *err)
 {
-	const unsigned long long need = DESCRIPTORS + vm->config.vcpus + 2 * HOSTCALL_CHILDREN_MAX;
+	const long cpus = vm->config.events_tracepoints ? sysconf(_SC_NPROCESSORS_CONF) : 0;
+	const unsigned long long need = DESCRIPTORS + vm->config.vcpus + 2 * HOSTCALL_CHILDREN_MAX +
+					3 * (cpus > 0 ? (unsigned long long)cpus : 0);
 	unsigned long long limit, unused = 0;
 
 	if (!limited(RLIMIT_NOFILE, &limit))

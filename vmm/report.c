@@ -91,6 +91,8 @@ void report_collect(struct vm *vm)
 		umbra_uffd_stats(vm->uffd, &r->uffd);
 	if (vm->module)
 		umbra_module_stats(vm->module, &r->module);
+	if (vm->witness)
+		witness_collect(vm, &r->witness);
 	if (getrusage(RUSAGE_SELF, &usage) == 0)
 		r->peak_rss = (uint64_t)usage.ru_maxrss * 1024;
 }
@@ -195,6 +197,47 @@ static void print_invalidations(const struct report *r, FILE *out)
 	}
 }
 
+static void print_stack(const struct vm *vm, const uint64_t *stack, uint32_t nr, FILE *out)
+{
+	for (uint32_t i = 0; i < nr; i++) {
+		const char *name = witness_symbol(vm, stack[i]);
+
+		if (name)
+			fprintf(out, "        %s\n", name);
+		else
+			fprintf(out, "        %#" PRIx64 "\n", stack[i]);
+	}
+}
+
+static void print_blamed(const struct vm *vm, const struct witness_stats *w, bool wider, FILE *out)
+{
+	for (unsigned int i = 0; i < w->nr; i++) {
+		if (w->by[i].wider != wider)
+			continue;
+		fprintf(out, "    %-34s %12" PRIu64 "\n", w->by[i].name, w->by[i].n);
+		print_stack(vm, w->by[i].stack, w->by[i].nr_stack, out);
+	}
+}
+
+static void print_witness(const struct vm *vm, const struct witness_stats *w, FILE *out)
+{
+	const uint64_t *n = w->seen.records;
+
+	fprintf(out,
+		"\nWitness: what KVM was told of guest memory, by its tracepoints\n"
+		"  %-36s %12" PRIu64 "\n  %-36s %12" PRIu64 "\n  %-36s %12" PRIu64 "\n",
+		"unmaps", n[UMBRA_TRACEPOINT_UNMAP], "asked whether a page is young",
+		n[UMBRA_TRACEPOINT_AGE] + n[UMBRA_TRACEPOINT_TEST_AGE], "records lost",
+		w->seen.lost);
+	if (w->not_compared)
+		fprintf(out, "  %-36s %12" PRIu64 "\n", "unmaps too many to compare",
+			w->not_compared);
+	fprintf(out, "  %-36s %12" PRIu64 "\n", "seen by KVM, announced by nobody", w->unannounced);
+	print_blamed(vm, w, false, out);
+	fprintf(out, "  %-36s %12" PRIu64 "\n", "seen by KVM, announced in part", w->wider);
+	print_blamed(vm, w, true, out);
+}
+
 int report_print_text(struct vm *vm, FILE *out)
 {
 	const struct report *r = vm->report;
@@ -260,6 +303,8 @@ int report_print_text(struct vm *vm, FILE *out)
 		ROW("of these, answered yes", r->module.young_yes);
 	}
 #undef ROW
+	if (vm->witness)
+		print_witness(vm, &r->witness, out);
 	fprintf(out,
 		"\nCheck and audit: %" PRIu64 " times, %" PRIu64 " leaves, %" PRIu64
 		" frames compared: %s",

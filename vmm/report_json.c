@@ -137,6 +137,34 @@ static json_t *module_json(const struct umbra_module_stats *from)
 	return all;
 }
 
+static json_t *witness_json(const struct vm *vm, const struct witness_stats *w)
+{
+	json_t *all = json_object(), *by = json_array();
+
+	json_object_set_new(all, "unmaps", integer(w->seen.records[UMBRA_TRACEPOINT_UNMAP]));
+	json_object_set_new(all, "ages", integer(w->seen.records[UMBRA_TRACEPOINT_AGE]));
+	json_object_set_new(all, "test_ages", integer(w->seen.records[UMBRA_TRACEPOINT_TEST_AGE]));
+	json_object_set_new(all, "lost", integer(w->seen.lost));
+	json_object_set_new(all, "compared", integer(w->compared));
+	json_object_set_new(all, "not_compared", integer(w->not_compared));
+	json_object_set_new(all, "unannounced", integer(w->unannounced));
+	json_object_set_new(all, "in_part", integer(w->wider));
+	for (unsigned int i = 0; i < w->nr; i++) {
+		json_t *stack = json_array();
+
+		for (uint32_t k = 0; k < w->by[i].nr_stack; k++) {
+			const char *name = witness_symbol(vm, w->by[i].stack[k]);
+
+			json_array_append_new(stack, json_string(name ? name : "?"));
+		}
+		json_array_append_new(by, json_pack("{ss sb so so}", "by", w->by[i].name, "in_part",
+						    w->by[i].wider, "unmaps", integer(w->by[i].n),
+						    "stack", stack));
+	}
+	json_object_set_new(all, "by", by);
+	return all;
+}
+
 static json_t *check_json(const struct action_stats *from)
 {
 	json_t *all = json_object();
@@ -184,6 +212,8 @@ int report_print_json(struct vm *vm, FILE *out)
 		json_object_set_new(all, "uffd", uffd_json(&r->uffd));
 	if (vm->module)
 		json_object_set_new(all, "module", module_json(&r->module));
+	if (vm->witness)
+		json_object_set_new(all, "witness", witness_json(vm, &r->witness));
 	e = json_dumpf(all, out, JSON_COMPACT) ? -EIO : 0;
 	json_decref(all);
 	if (!e && fputc('\n', out) == EOF)

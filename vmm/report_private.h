@@ -11,6 +11,7 @@
 #include <vmm/report.h>
 #include <vmm/shootdown.h>
 #include <vmm/vcpu.h>
+#include <vmm/witness.h>
 
 /* Invalidations of one source for one cause, counted as they start. */
 struct report_cell {
@@ -32,6 +33,7 @@ struct report {
 	struct devices_stats devices;
 	struct umbra_uffd_stats uffd;
 	struct umbra_module_stats module;
+	struct witness_stats witness;
 };
 
 #endif

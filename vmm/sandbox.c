@@ -23,12 +23,12 @@
 #include <vmm/sandbox_landlock.h>
 
 #define KIND(k)  (1U << SANDBOX_##k)
-#define ALL      (KIND(MAIN) | KIND(VCPU) | KIND(READER) | KIND(CHAOS) | KIND(MODULE))
+#define ALL      (KIND(MAIN) | KIND(VCPU) | KIND(READER) | KIND(CHAOS) | KIND(MODULE) | KIND(WITNESS))
 #define ACTORS   (KIND(VCPU) | KIND(CHAOS)) /* they change guest memory, and fork */
 #define SETTLERS (KIND(READER) | KIND(MAIN))
 
-static const char *const kind_names[SANDBOX_KIND_NR] = { "main", "vCPU", "event reader", "chaos",
-							 "module reader" };
+static const char *const kind_names[SANDBOX_KIND_NR] = { "main",  "vCPU",          "event reader",
+							 "chaos", "module reader", "witness" };
 
 /* Of the calling thread, for the handler's message. */
 static __thread enum sandbox_kind current_kind;
@@ -259,7 +259,7 @@ static int allow_with_arguments(scmp_filter_ctx ctx, enum sandbox_kind kind)
 	/* Signals to our own threads only. */
 	if (!e)
 		e = seccomp_rule_add(ctx, ok, SCMP_SYS(tgkill), 1, SCMP_A0(SCMP_CMP_EQ, self, 0));
-	if (!e && kind != SANDBOX_READER && kind != SANDBOX_MODULE)
+	if (!e && kind != SANDBOX_READER && kind != SANDBOX_MODULE && kind != SANDBOX_WITNESS)
 		e = seccomp_rule_add(ctx, ok, SCMP_SYS(process_vm_writev), 1,
 				     SCMP_A0(SCMP_CMP_EQ, self, 0));
 	/* fork and nothing else of clone; kill ends such a child. */

@@ -13,7 +13,8 @@ enum sandbox_kind {
 	SANDBOX_VCPU,
 	SANDBOX_READER, /* of the userfaultfd */
 	SANDBOX_CHAOS,
-	SANDBOX_MODULE, /* reads the module's ring */
+	SANDBOX_MODULE,  /* reads the module's ring */
+	SANDBOX_WITNESS, /* reads perf rings */
 	SANDBOX_KIND_NR
 };
 const char *sandbox_kind_name(enum sandbox_kind kind);

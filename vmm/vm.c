@@ -30,6 +30,7 @@
 #include <vmm/vcpu.h>
 #include <vmm/vm_private.h>
 #include <vmm/window.h>
+#include <vmm/witness.h>
 
 /* ---- saying things -----------------------------------------------------------------------------
  */
@@ -217,7 +218,7 @@ int vm_create(struct vm **out, const struct vm_config *config, struct vm_error *
 		limits_check,   create_signals, kvm_open,       create_library,   memory_create,
 		window_create,  create_mmu,     monitor_create, shootdown_create, report_create,
 		sources_create, actions_create, devices_create, hostcalls_create, chaos_create,
-		memory_publish, sources_watch,  boot_load,      create_vcpus,
+		memory_publish, sources_watch,  witness_create, boot_load,        create_vcpus,
 	};
 	struct vm *vm = calloc(1, sizeof(*vm));
 	struct timespec now;
@@ -247,6 +248,7 @@ void vm_destroy(struct vm *vm)
 	hostcalls_destroy(vm);
 	chaos_destroy(vm);
 	sources_destroy(vm);
+	witness_destroy(vm);
 	if (vm->mmu)
 		umbra_chain_unregister(vm->chain, umbra_mmu_notifier(vm->mmu));
 	report_destroy(vm);
@@ -320,6 +322,7 @@ static void *thread_main(void *arg)
 		break;
 	case SANDBOX_READER: sources_read_uffd(vm); break;
 	case SANDBOX_MODULE: sources_read_module(vm); break;
+	case SANDBOX_WITNESS: witness_run(vm); break;
 	case SANDBOX_CHAOS: chaos_run(vm); break;
 	case SANDBOX_MAIN:
 	case SANDBOX_KIND_NR: break;
@@ -422,6 +425,7 @@ enum vmm_exit vm_run(struct vm *vm)
 {
 	_Atomic unsigned int running = vm->config.vcpus;
 	struct thread vcpus[VM_VCPUS_MAX], reader = { vm, SANDBOX_READER, 0, NULL, NULL, 0, false };
+	struct thread witness = { vm, SANDBOX_WITNESS, 0, NULL, NULL, 0, false };
 	struct thread module = { vm, SANDBOX_MODULE, 0, NULL, NULL, 0, false };
 	struct thread chaos = { vm, SANDBOX_CHAOS, 0, NULL, NULL, 0, false };
 	struct sandbox_effective effective = { 0 };
@@ -434,6 +438,8 @@ enum vmm_exit vm_run(struct vm *vm)
 		start_reader(&reader);
 	if (vm->module)
 		start_reader(&module);
+	if (vm->witness)
+		start_reader(&witness);
 	for (unsigned int i = 0; i < vm->config.vcpus; i++) {
 		vcpus[i] = (struct thread){ vm, SANDBOX_VCPU, i, &running, NULL, 0, false };
 		thread_start(&vcpus[i]);
@@ -459,6 +465,8 @@ enum vmm_exit vm_run(struct vm *vm)
 		vm->stop_code = VMM_EXIT_INTERNAL;
 		snprintf(vm->stop_why, sizeof(vm->stop_why), "the tables were wrong at the end");
 	}
+	witness_stop(vm);
+	thread_join(&witness);
 	report_collect(vm);
 	sources_stop(vm);
 	thread_join(&module);

@@ -13,7 +13,7 @@
  *   emulate   privileged instructions       chaos     host actions at a rate, mix and seed
  *   resolve   the MMU's ops                 sandbox   seccomp, capabilities, Landlock
  *   limits    what the host allows us       actions   host actions themselves
- *   sources   userfaultfd, kernel module
+ *   sources   userfaultfd, kernel module    witness   KVM's tracepoints
  *                                           report    what happened, as text and JSON
  *   vm        puts it together, owns struct vm
  */
@@ -52,10 +52,12 @@ struct vm_config {
 	enum vm_stats_format stats;
 	enum vm_log log;
 	bool audit; /* umbra_check and umbra_audit after every host action, and at the end always */
-	bool events_uffd, events_module; /* --source; vmm's own calls are always bracketed */
-	int uffd_fd;                     /* --uffd-fd N: passed in, else -1 */
-	int module_fd;                   /* --module-fd N: passed in, else -1 */
-	int kvm_fd;                      /* --kvm-fd N: passed in, else -1 */
+	bool events_uffd, events_module,
+		events_tracepoints; /* --source; vmm's own calls are always bracketed */
+	int uffd_fd;                /* --uffd-fd N: passed in, else -1 */
+	bool stacks;                /* --stacks: tracepoints say which kernel path it was */
+	int module_fd;              /* --module-fd N: passed in, else -1 */
+	int kvm_fd;                 /* --kvm-fd N: passed in, else -1 */
 	const char *image;
 	char args[GUEST_ARGS_MAX];
 };

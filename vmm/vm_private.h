@@ -12,6 +12,7 @@ struct shootdown; /* vmm/shootdown.h */
 struct devices;   /* vmm/devices.h   */
 struct hostcalls; /* vmm/hostcall.h  */
 struct chaos;     /* vmm/chaos.h     */
+struct witness;   /* vmm/witness.h   */
 
 struct vm {
 	struct vm_config config;
@@ -28,6 +29,7 @@ struct vm {
 	struct umbra_own *own;
 	struct umbra_uffd *uffd;     /* NULL without uffd in --source   */
 	struct umbra_module *module; /* NULL without module in --source */
+	struct witness *witness;     /* NULL without tracepoints        */
 
 	struct window *window;
 	struct shootdown *shootdown;

@@ -170,7 +170,7 @@ static int try_userfaultfd(void)
 #define V (1U << SANDBOX_VCPU)
 #define R (1U << SANDBOX_READER)
 #define C (1U << SANDBOX_CHAOS)
-#define K (1U << SANDBOX_MODULE)
+#define K (1U << SANDBOX_MODULE | 1U << SANDBOX_WITNESS)
 
 static const struct {
 	const char *name;
@@ -274,6 +274,11 @@ Test(sandbox, chaos_thread)
 Test(sandbox, module_thread)
 {
 	check_kind(SANDBOX_MODULE);
+}
+
+Test(sandbox, witness_thread)
+{
+	check_kind(SANDBOX_WITNESS);
 }
 
 static int try_everything_is_gone(void)

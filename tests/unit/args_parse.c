@@ -233,6 +233,11 @@ Test(args, sources_are_those_of_the_list_in_any_order)
 	sources("module", false, true);
 	sources("own,uffd,module", true, true);
 	sources("module,uffd", true, true);
+	sources("tracepoints", false, false);
+	cr_assert_eq(parse("run --source uffd,tracepoints --stacks image"), 0, "%s", err.text);
+	cr_expect(config.events_tracepoints);
+	cr_expect(config.stacks);
+	refused("run --stacks image", "--stacks", "tracepoints");
 	refused("run --source own,own image", "own", "twice");
 	refused("run --source module,uffd,module image", "module", "twice");
 	refused("run --source own, image", "own,", "own, uffd, module");
