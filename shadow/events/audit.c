@@ -133,7 +133,9 @@ static void audit_page(struct audit *a, const struct umbra_leaf *leaf, uint64_t 
 		a->report->wrong_size++;
 		mismatch(a, leaf, nr, "2M over 4K pages", page);
 	}
-	if (!(vma->flags & UMBRA_VMA_READ) || (leaf->writable && write_is_wrong(vma, page))) {
+	/* What may be written may be read on this machine, whatever was asked for. */
+	if (!(vma->flags & (UMBRA_VMA_READ | UMBRA_VMA_WRITE)) ||
+	    (leaf->writable && write_is_wrong(vma, page))) {
 		a->report->wrong_perm++;
 		mismatch(a, leaf, nr, "more rights than the host", page);
 	}

@@ -383,6 +383,18 @@ Test(kernel, the_audit_sees_what_nobody_announced)
 	(void)r;
 }
 
+Test(kernel, memory_that_may_only_be_written_is_no_mismatch)
+{
+	char *p = touched(HUGE);
+
+	cr_assert(!umbra_mprotect(h.own, hva_range_of(p, PAGE), PROT_WRITE));
+	cr_assert_eq(host_fault(&h, p, UMBRA_ACCESS_WRITE), UMBRA_FAULT_INSTALLED);
+	sound();
+	cr_assert(!mprotect(p, PAGE, PROT_NONE));
+	cr_assert_not(host_sound(&h), "nobody announced that");
+	cr_assert(!mprotect(p, PAGE, PROT_WRITE));
+}
+
 Test(kernel, the_audit_sees_2m_over_4k)
 {
 	char *p = host_anon(&h, HUGE);
