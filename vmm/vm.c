@@ -218,7 +218,7 @@ int vm_create(struct vm **out, const struct vm_config *config, struct vm_error *
 		limits_check,   create_signals, kvm_open,       create_library,   memory_create,
 		window_create,  create_mmu,     monitor_create, shootdown_create, report_create,
 		sources_create, actions_create, devices_create, hostcalls_create, chaos_create,
-		memory_publish, sources_watch,  witness_create, boot_load,        create_vcpus,
+		memory_publish, witness_create, sources_watch,  boot_load,        create_vcpus,
 	};
 	struct vm *vm = calloc(1, sizeof(*vm));
 	struct timespec now;
