@@ -62,10 +62,12 @@ fi
 verdict a_quiet_guest_runs [ $status = 0 ]
 verdict a_quiet_guest_hears_nothing_unannounced q .witness.unannounced 0
 
-vmm --source own,tracepoints --stats=json -m 16M -c 2 --chaos rate=300,seed=3 "$GUESTS/tour"
+vmm --source own,tracepoints --stacks --stats=json -m 16M -c 2 --chaos rate=300,seed=3 "$GUESTS/tour"
 verdict under_chaos_the_guest_is_right [ $status = 0 ]
 verdict under_chaos_kvm_is_told_much q ".witness.unmaps > 500"
-verdict under_chaos_all_was_announced q .witness.unannounced 0
+# What the kernel did by itself meanwhile (it may balance, reclaim or compact) nobody announced, and nobody had to.
+verdict under_chaos_all_calls_were_announced q '[.witness.by[] | select(.in_part | not) | select(.by |
+	test("^(madvise|munmap|mremap|mprotect|mmap over|fork|fallocate|truncate), this process"))] | length' 0
 verdict under_chaos_all_was_compared q '.witness | .lost == 0 and .not_compared == 0 and .compared == .unmaps'
 
 # Another process splits and collapses 2M pages of the guest: an mmu_notifier is told, and our sources are not. At the end
