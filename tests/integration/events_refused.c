@@ -280,6 +280,11 @@ Test(refused, without_a_map_everything_that_might_change_is_bracketed)
 		umbra_madvise(blind, r, advices[i]);
 		cr_expect(host_sound(&h), "advice %d", advices[i]);
 	}
+	/* how large the pages are is known from the region */
+	cr_expect_eq(umbra_mremap(blind, hva_range_of(p + 3 * HUGE, HUGE), HUGE,
+				  MREMAP_MAYMOVE | MREMAP_FIXED,
+				  (hva_t){ (uintptr_t)host_reserve(HUGE) }, &at),
+		     0);
 	/* a folio may be torn from now on: then everything is */
 	cr_expect_eq(umbra_mremap(blind, hva_range_of(p + 8 * PAGE, PAGE), PAGE,
 				  MREMAP_MAYMOVE | MREMAP_FIXED,
