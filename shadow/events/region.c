@@ -245,21 +245,26 @@ static void resize_locked(struct umbra_own *own, struct hva_range from, uint64_t
 void region_move(struct umbra_own *own, struct hva_range from, struct hva_range to, bool stays)
 {
 	const uint64_t last = from.end.v;
+	uint32_t i;
 
 	pthread_mutex_lock(&own->regions_lock);
 	if (from.start.v == to.start.v) {
 		resize_locked(own, from, to.end.v);
 		goto out;
 	}
-	/* The kernel refuses to move over itself: what is at the destination is not part of @from.
-	 */
-	clear_locked(own, to.start.v, to.end.v);
 	if (!split_at(own, from.start.v) || !split_at(own, last))
 		goto out;
+	/*
+	 * The kernel refuses to move over itself: what is at the destination is not part of @from. Since 6.17 it moves
+	 * many mappings at once, and where nothing lies between them, what was at the destination stays.
+	 */
+	i = first_after(own, from.start.v);
+	if (i == own->nregions || own->regions[i].pub.hva.start.v >= last)
+		clear_locked(own, to.start.v, to.end.v);
 	for (uint64_t at = from.start.v; at < last;) {
-		const uint32_t i = first_after(own, at);
 		struct own_region r;
 
+		i = first_after(own, at);
 		if (i == own->nregions || own->regions[i].pub.hva.start.v >= last)
 			break;
 		r = own->regions[i];
@@ -270,6 +275,7 @@ void region_move(struct umbra_own *own, struct hva_range from, struct hva_range 
 		r.pub.hva.end.v += to.start.v - from.start.v;
 		if (r.pub.hva.end.v > to.end.v || at == last)
 			r.pub.hva.end.v = to.end.v;
+		clear_locked(own, r.pub.hva.start.v, r.pub.hva.end.v);
 		if (!hva_range_empty(r.pub.hva) && own->nregions < own->regions_cap)
 			insert_locked(own, &r);
 	}
