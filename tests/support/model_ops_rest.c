@@ -241,7 +241,9 @@ static void collect_after(struct m_call *c)
 static void used(struct m_call *c, bool write, bool huge, enum m_used how)
 {
 	const uint64_t g = c->op.a[2];
-	struct m_root *root = &c->m->roots[m_cpu_root(c->m, (unsigned int)c->op.a[1] % M_CPUS)];
+	const struct m_cpu *cpu = &c->m->cpus[c->op.a[1] % M_CPUS];
+	const unsigned int r = m_cpu_root(c->m, (unsigned int)c->op.a[1] % M_CPUS);
+	struct m_root *root = &c->m->roots[r];
 	struct m_slot *s = m_slot_at(c->m, g);
 	struct m_leaf *leaf = &root->leaf[g];
 	const uint64_t n = huge || leaf->level == 2 ? 512 : 1, first = g & ~(n - 1);
@@ -257,7 +259,11 @@ static void used(struct m_call *c, bool write, bool huge, enum m_used how)
 	if (how == USED_TLB)
 		return;
 	leaf = leaf->level == 2 ? &root->leaf[g & ~511ULL] : leaf;
-	for (uint64_t i = 0; leaf->level && i < (leaf->level == 2 ? 512 : 1); i++) {
+	/* through a table that is cut off, by who was not told of it yet: its bits are harvested from there */
+	const bool cut = cpu->psc[g / 512].valid &&
+			 cpu->psc[g / 512].table != m_linked_table(c->m, r, c->w->script->base + g);
+
+	for (uint64_t i = 0; !cut && leaf->level && i < (leaf->level == 2 ? 512 : 1); i++) {
 		leaf[i].a = 1;
 		leaf[i].d |= write;
 	}
