@@ -254,8 +254,12 @@ static void wait_for_callbacks(struct umbra_chain *c, struct member *m)
 	while ((__atomic_load_n(&m->left, __ATOMIC_ACQUIRE) & ~LEFT_WAITED) != m->entered) {
 		uint32_t left = 0;
 
-		if (c->os->wait)
+		if (c->os->wait) {
 			left = __atomic_or_fetch(&m->left, LEFT_WAITED, __ATOMIC_ACQUIRE);
+			/* the last may have left between the two looks, and saw nobody wait */
+			if ((left & ~LEFT_WAITED) == m->entered)
+				break;
+		}
 		unlock(c);
 		if (c->os->wait)
 			c->os->wait(&m->left, left); /* it is another as soon as one is over */
