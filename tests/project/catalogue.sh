@@ -31,6 +31,7 @@ try "82 rows in docs/catalogue.md ($rows)" [ "$rows" -eq 82 ]
 unknown=$(grep -oE '`[a-z0-9_]+::[a-z0-9_]+`' docs/catalogue.md | tr -d '`' | sort -u | while IFS= read -r t; do
 	case $t in
 	race::*) [ -e "tests/race/${t#race::}.c" ] || echo "$t" ;;
+	kmod::*) grep -qE "\b${t#kmod::}\b" tests/kmod/*.c || echo "$t" ;;
 	*) grep -qE "^Test\(${t%%::*}, *${t##*::}\b" tests/unit/*.c tests/integration/*.c tests/model/*.c || echo "$t" ;;
 	esac
 done)
