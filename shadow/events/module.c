@@ -102,6 +102,21 @@ static void end_recovery(struct umbra_module *m)
 	umbra_invalidate_end(m->chain, &everything);
 }
 
+/* The ends of all starts on the chain, whatever their ranges: ends are counted. */
+static void end_open(struct umbra_module *m)
+{
+	for (; m->open; m->open--)
+		umbra_invalidate_end(m->chain, &everything);
+}
+
+/* Nothing more will come: whatever is open ends. */
+static void end_all(struct umbra_module *m)
+{
+	end_open(m);
+	m->recovering_open = 0;
+	end_recovery(m);
+}
+
 /*
  * Records were lost: which starts and ends they were nobody knows. Everything is dropped, and stays
  * refused until nothing is open in the kernel: the counters say so.
@@ -119,8 +134,7 @@ static void recover(struct umbra_module *m)
 	m->lost_seen = now.lost;
 	m->ring.tail = now.head;
 	umbra_ring_store(&m->ring.consumer->tail, now.head);
-	for (; m->open; m->open--)
-		umbra_invalidate_end(m->chain, &everything);
+	end_open(m);
 	m->recovering_open = now.begun - now.ended;
 	m->nesting = 0;
 	m->stats.recoveries++;
@@ -210,10 +224,7 @@ void umbra_module_drain(struct umbra_module *m)
 		m->dead = true;
 	if (m->dead) {
 		umbra_release(m->chain);
-		for (; m->open; m->open--)
-			umbra_invalidate_end(m->chain, &everything);
-		m->recovering_open = 0;
-		end_recovery(m);
+		end_all(m);
 	}
 	pthread_mutex_unlock(&m->lock);
 }
@@ -530,10 +541,7 @@ void umbra_module_close(struct umbra_module *m)
 		return;
 	umbra_module_drain(m);
 	/* What is open in the kernel ends unseen: it is dropped, which is all that its start asked for. */
-	for (; m->open; m->open--)
-		umbra_invalidate_end(m->chain, &everything);
-	m->recovering_open = 0;
-	end_recovery(m);
+	end_all(m);
 	if (m->state_map) {
 		munmap(m->state_map, m->state_bytes);
 		munmap(m->consumer_map, m->consumer_bytes);
