@@ -109,18 +109,6 @@ static int shrink(void *arg)
 	return ftruncate(*(int *)arg, 16 * PAGE);
 }
 
-static char *file_memory(int *fd)
-{
-	char *p;
-
-	*fd = memfd_create("guest", MFD_CLOEXEC);
-	CHECK(*fd >= 0 && ftruncate(*fd, HUGE) == 0);
-	p = mmap(NULL, HUGE, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
-	CHECK(p != MAP_FAILED);
-	memset(p, 1, HUGE);
-	return p;
-}
-
 static void hole_by_another_process(void)
 {
 	int fd;

@@ -108,6 +108,8 @@ void want_only(const struct seen *seen, const void *start, size_t bytes);
 /* Private anonymous memory, 2M aligned, written, by 4K; or by 2M: skips when the kernel gives none. */
 char *memory(size_t bytes);
 char *huge_memory(size_t bytes);
+/* 2M of a memfd, shared and written; @fd: the file. */
+char *file_memory(int *fd);
 bool is_huge(const void *p);
 /* Writes @text to a file of /proc or /sys; false when it cannot. */
 bool put(const char *path, const char *text);

@@ -151,22 +151,10 @@ static void collapse_of_a_file(void)
 	EQUAL(p[77 * PAGE], 1);
 }
 
-static char *shared(int *fd)
-{
-	char *p;
-
-	*fd = memfd_create("guest", MFD_CLOEXEC);
-	CHECK(*fd >= 0 && ftruncate(*fd, HUGE) == 0);
-	p = mmap(NULL, HUGE, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
-	CHECK(p != MAP_FAILED);
-	memset(p, 1, HUGE);
-	return p;
-}
-
 static void removed_from_a_file(void)
 {
 	int fd;
-	char *p = shared(&fd);
+	char *p = file_memory(&fd);
 
 	subscribe(&sub, p, HUGE, 10);
 	CHECK(madvise(p + 3 * PAGE, 2 * PAGE, MADV_REMOVE) == 0);
@@ -183,7 +171,7 @@ static int punch_under_copy(void *arg)
 static void hole_under_a_private_copy(void)
 {
 	int fd;
-	char *q, *p = shared(&fd);
+	char *q, *p = file_memory(&fd);
 
 	q = mmap(NULL, HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
 	CHECK(q != MAP_FAILED && p[0] == 1);

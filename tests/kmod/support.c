@@ -262,3 +262,15 @@ void by_another(int (*run)(void *arg), void *arg)
 {
 	EQUAL(wait_for(child_of(run, arg)), 0);
 }
+
+char *file_memory(int *fd)
+{
+	char *p;
+
+	*fd = memfd_create("guest", MFD_CLOEXEC);
+	CHECK(*fd >= 0 && ftruncate(*fd, HUGE) == 0);
+	p = mmap(NULL, HUGE, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
+	CHECK(p != MAP_FAILED);
+	memset(p, 1, HUGE);
+	return p;
+}
