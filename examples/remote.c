@@ -61,19 +61,15 @@ static struct remote *remote_of(struct umbra_notifier *n)
 	return (struct remote *)((char *)n - offsetof(struct remote, notifier));
 }
 
-/* ---- time ---------------------------------------------------------------------------------- */
-
 static struct timespec deadline_of(const struct remote *r)
 {
 	struct timespec t;
+	int64_t ns;
 
 	clock_gettime(CLOCK_MONOTONIC, &t);
-	t.tv_sec += r->config.deadline_ms / 1000;
-	t.tv_nsec += (long)(r->config.deadline_ms % 1000) * 1000000;
-	if (t.tv_nsec >= 1000000000) {
-		t.tv_sec++;
-		t.tv_nsec -= 1000000000;
-	}
+	ns = t.tv_nsec + (int64_t)r->config.deadline_ms * 1000000;
+	t.tv_sec += ns / 1000000000;
+	t.tv_nsec = ns % 1000000000;
 	return t;
 }
 
@@ -124,6 +120,15 @@ static void tell(struct remote *r, const struct cuts *cuts)
 		r->config.cut(r->config.ctx, cuts->v[i].id, cuts->v[i].reason);
 }
 
+/* @rc: of post(). Returns: was it sent? */
+static bool sent_or_drop(struct remote *r, struct peer *p, int rc, struct cuts *cuts)
+{
+	if (rc)
+		drop_peer(r, p, rc == -EPIPE || rc == -ECONNRESET ? REMOTE_GONE : REMOTE_FULL,
+			  cuts);
+	return !rc;
+}
+
 static void send_start(struct remote *r, struct peer *p, struct hva_range part, struct cuts *cuts)
 {
 	const struct remote_msg msg = {
@@ -135,11 +140,8 @@ static void send_start(struct remote *r, struct peer *p, struct hva_range part, 
 
 	if (p->sent - p->acked < REMOTE_WINDOW)
 		rc = post(p->sock, REMOTE_START, msg);
-	if (rc) {
-		drop_peer(r, p, rc == -EPIPE || rc == -ECONNRESET ? REMOTE_GONE : REMOTE_FULL,
-			  cuts);
+	if (!sent_or_drop(r, p, rc, cuts))
 		return;
-	}
 	p->sent++;
 	p->due[p->sent % REMOTE_WINDOW] = deadline_of(r);
 	p->closed = true;
@@ -268,8 +270,8 @@ static void remote_end(struct umbra_notifier *n, const struct umbra_range *range
 			if (!p->closed || p->leaving)
 				continue;
 			p->closed = false;
-			if (post(p->sock, REMOTE_END, (struct remote_msg){ 0 }))
-				drop_peer(r, p, REMOTE_FULL, &cuts);
+			sent_or_drop(r, p, post(p->sock, REMOTE_END, (struct remote_msg){ 0 }),
+				     &cuts);
 		}
 	}
 	pthread_mutex_unlock(&r->lock);

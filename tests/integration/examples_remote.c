@@ -138,6 +138,27 @@ Test(remote, who_attaches_late_finds_closed_what_is_open, .timeout = 60)
 	cr_assert_eq(wait_for_child(c), HEARD(REMOTE_DETACHED));
 }
 
+/* Who has shut its end for reading is gone, also when END is what finds it; its window was never full. */
+Test(remote, who_left_before_the_end_is_gone, .timeout = 60)
+{
+	struct hva_range all;
+	uint64_t id;
+	int sv[2];
+
+	remote_set_up(NEVER, true);
+	all = hva_range_of(guest, SHARED_BYTES);
+	cr_assert_eq(umbra_own_start(h.own, all, UMBRA_CAUSE_REMOVE, true), 0);
+	cr_assert_eq(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sv), 0);
+	cr_assert_eq(remote_attach(remote, sv[0], &id), 0);
+	cr_assert_eq(shutdown(sv[1], SHUT_RD), 0);
+	umbra_own_end(h.own, all, UMBRA_CAUSE_REMOVE, true);
+	cr_assert_eq(remote_now().cut[REMOTE_GONE], 1);
+	cr_assert_eq(remote_now().cut[REMOTE_FULL], 0);
+	cr_assert_eq(remote_now().peers, 0);
+	close(sv[1]);
+	tear_down();
+}
+
 /* A consumer that joins is told of the union of what is open: here that meets us, and neither of the ends does. */
 Test(remote, counts_balance_when_the_chain_was_busy, .timeout = 60)
 {
