@@ -104,7 +104,9 @@ int64_t action_discard(struct vm *vm, struct hva_range r)
 	if (misaligned(vm, r))
 		return -EINVAL;
 	while ((more = action_next_piece(vm, LOSS_PIECE, &r, &piece)) > 0) {
+		memory_access_enter(vm);
 		e = discard_piece(vm, piece);
+		memory_access_leave(vm);
 		if (e)
 			return e;
 	}
@@ -119,7 +121,9 @@ int64_t action_free(struct vm *vm, struct hva_range r)
 	if (vm->ram_fd >= 0 || is_hugetlb(vm))
 		return -ENOTSUP;
 	while ((more = action_next_piece(vm, LOSS_PIECE, &r, &piece)) > 0) {
+		memory_access_enter(vm);
 		e = umbra_madvise(vm->own, piece, MADV_FREE);
+		memory_access_leave(vm);
 		if (e)
 			return e;
 	}

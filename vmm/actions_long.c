@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 #include <vmm/actions_private.h>
+#include <vmm/memory.h>
 
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
@@ -126,7 +127,9 @@ static int collapse_blocks(struct vm *vm, struct hva_range r)
 	for (int i = 0; e == -EAGAIN && i < COLLAPSE_TRIES && !vm_stopping(vm); i++) {
 		if (i)
 			sched_yield();
+		memory_access_enter(vm);
 		e = umbra_madvise(vm->own, r, MADV_COLLAPSE);
+		memory_access_leave(vm);
 	}
 	return e;
 }
@@ -163,7 +166,9 @@ int64_t action_collapse(struct vm *vm, struct hva_range r)
 	r.end.v &= ~(UMBRA_HUGE_SIZE - 1);
 	if (r.start.v >= r.end.v)
 		return -EINVAL; /* no whole 2M block in it */
+	memory_access_enter(vm);
 	e = umbra_madvise(vm->own, r, MADV_HUGEPAGE);
+	memory_access_leave(vm);
 	if (e)
 		return e;
 	while ((more = action_next_piece(vm, PIECE, &r, &piece)) > 0)
@@ -235,7 +240,9 @@ int64_t action_swapout(struct vm *vm, struct hva_range r)
 	while ((more = action_next_piece(vm, PIECE, &r, &piece)) > 0) {
 		if (!resident_hint(vm, piece))
 			continue;
+		memory_access_enter(vm);
 		n = swapout_piece(vm, piece);
+		memory_access_leave(vm);
 		if (n < 0)
 			return n;
 		sum += n;

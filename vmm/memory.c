@@ -150,6 +150,7 @@ static void advise_pages(struct vm *vm)
 
 int memory_create(struct vm *vm, struct vm_error *err)
 {
+	pthread_rwlockattr_t attr;
 	int e = 0;
 
 	vm->ram_fd = -1;
@@ -157,7 +158,11 @@ int memory_create(struct vm *vm, struct vm_error *err)
 	if (!vm->memory)
 		return vm_fail_host(err, ENOMEM, "guest memory");
 	vm->memory->self = -1;
-	pthread_rwlock_init(&vm->memory->access, NULL);
+	/* Else vCPUs that discard without a pause would keep a remap waiting for ever. */
+	pthread_rwlockattr_init(&attr);
+	pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+	pthread_rwlock_init(&vm->memory->access, &attr);
+	pthread_rwlockattr_destroy(&attr);
 	if (vm->config.backing == GUEST_BACKING_MEMFD)
 		e = create_fd(vm, err);
 	if (!e)
@@ -273,6 +278,16 @@ void memory_access_open(struct vm *vm)
 	pthread_rwlock_unlock(&vm->memory->access);
 }
 
+void memory_access_enter(struct vm *vm)
+{
+	pthread_rwlock_rdlock(&vm->memory->access);
+}
+
+void memory_access_leave(struct vm *vm)
+{
+	pthread_rwlock_unlock(&vm->memory->access);
+}
+
 /*
  * Through /proc/self/mem, not process_vm_readv: that pins, and pinning a page which a fork left
  * shared copies it first, even for a read. The frame would move under a present leaf with nobody
@@ -285,9 +300,9 @@ int guest_read(struct vm *vm, gpa_t gpa, void *to, size_t len)
 
 	if (memory_range(vm, gpa.v, len, &r))
 		return -EFAULT;
-	pthread_rwlock_rdlock(&vm->memory->access);
+	memory_access_enter(vm);
 	n = pread(vm->memory->self, to, len, (off_t)r.start.v);
-	pthread_rwlock_unlock(&vm->memory->access);
+	memory_access_leave(vm);
 	return n == (ssize_t)len ? 0 : -EFAULT;
 }
 
@@ -320,11 +335,11 @@ static int write_in_page(struct vm *vm, uint64_t at, const void *from, size_t le
 		ssize_t n = -1;
 		int e;
 
-		pthread_rwlock_rdlock(&vm->memory->access);
+		memory_access_enter(vm);
 		e = make_writable(vm, at);
 		if (!e)
 			n = process_vm_writev(getpid(), &local, 1, &remote, 1, 0);
-		pthread_rwlock_unlock(&vm->memory->access);
+		memory_access_leave(vm);
 		if (n == (ssize_t)len)
 			return 0;
 		if (e == -EAGAIN)

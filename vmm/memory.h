@@ -36,10 +36,14 @@ int guest_read(struct vm *vm, gpa_t gpa, void *to, size_t len);
 int guest_write(struct vm *vm, gpa_t gpa, const void *from, size_t len);
 
 /*
- * While the host does something after which a plain store to guest memory would hit the wrong page
- * (fork makes pages copy-on-write, mremap leaves zeros behind), guest_read and guest_write wait.
+ * memory_access_close, open - between them the pages of the guest may be away from their place, and a store would hit
+ * the wrong page (mremap leaves zeros behind, fork makes pages copy-on-write): guest_read and guest_write wait.
+ * memory_access_enter, leave - between them they are not away: for host actions whose effect is on what is there. What
+ * is discarded while it is away comes back. Any number may be inside; who is inside must not enter or close again.
  */
 void memory_access_close(struct vm *vm);
 void memory_access_open(struct vm *vm);
+void memory_access_enter(struct vm *vm);
+void memory_access_leave(struct vm *vm);
 
 #endif

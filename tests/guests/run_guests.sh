@@ -89,17 +89,17 @@ job() {
 }
 
 # ---- every property in every configuration ----
-# property NAME VCPUS WHAT [ARGS...]
+# property NAME VCPUS WHAT [ARGS...]; MIX: of chaos, if not all there is; SIZES: of pages, if not all
 property() {
 	local name=$1 vcpus=$2 what=$3 runs=0 checks=0 bad=0 skips=0 c b p mode reasons=
 	local -a command chaos
 	shift 3
 	wanted "$name" || return
-	for c in $vcpus; do for b in anon memfd; do for p in 4k thp hugetlb; do for mode in calm chaos; do
+	for c in $vcpus; do for b in anon memfd; do for p in ${SIZES:-4k thp hugetlb}; do for mode in calm chaos; do
 		# no such thing: the kernel swaps no hugetlb page, and vmm answers -ENOTSUP to moving one
 		case $name,$p in swap,hugetlb | remap_keep,hugetlb) continue ;; esac
 		chaos=()
-		[ $mode = chaos ] && chaos=(--chaos "rate=$RATE,seed=$SEED")
+		[ $mode = chaos ] && chaos=(--chaos "rate=$RATE,seed=$SEED${MIX:+,mix=$MIX}")
 		if [ $p = hugetlb ] && [ "$huge_free" -lt $((JOBS * 32)) ]; then
 			runs=$((runs + 1)) skips=$((skips + 1))
 			reasons="$reasons"$'\n'"only $huge_free free hugetlb pages of 2M, $((JOBS * 32)) are needed"
@@ -244,6 +244,7 @@ job property touch "2" "first touches strided" pattern=stride n=2048
 job property touch "2" "first touches 2M apart" step=2m
 job property verify "1 2 4" "what is written stays"
 job property discard_zero "1 2 4" "discarded memory reads zero"
+MIX=remap RATE=2000 SIZES="4k thp" job property discard_zero "4" "what is discarded while it moves is lost" n=200
 job property protect_write "1 2 4" "each first write is caught, once"
 job property remap_keep "1 2 4" "moved memory keeps its contents"
 job property split_collapse "1 2 4" "split and collapsed memory keeps its contents"
