@@ -10,6 +10,7 @@
 #include "shadow/events/uapi.h"
 
 #define HOSTMAP_WRITING 64
+#define HOSTMAP_FRAGILE 1024
 
 struct umbra_hostmap {
 	int pagemap, maps;
@@ -19,12 +20,21 @@ struct umbra_hostmap {
 	bool scan, pfns, procmap;
 	/* By page: writes of ours that have perhaps moved it, and have not announced that yet. */
 	atomic_uint writing[HOSTMAP_WRITING];
+	/* By page, and by 2M block: answers given that a write moves, so far. Several may share one count. */
+	atomic_uint fragile[HOSTMAP_FRAGILE];
 	pthread_mutex_t maps_lock; /* reading /proc/PID/maps as text moves its offset */
 };
 
 static inline atomic_uint *hostmap_writing(struct umbra_hostmap *map, hva_t hva)
 {
 	return &map->writing[(hva.v >> UMBRA_PAGE_SHIFT) % HOSTMAP_WRITING];
+}
+
+static inline atomic_uint *hostmap_fragile(struct umbra_hostmap *map, hva_t hva, bool block)
+{
+	const uint64_t key = block ? ~(hva.v / UMBRA_HUGE_SIZE) : hva.v / UMBRA_PAGE_SIZE;
+
+	return &map->fragile[(key * 0x9e3779b97f4a7c15ULL >> 32) % HOSTMAP_FRAGILE];
 }
 
 /* One mapping of the host (a VMA). @flags: UMBRA_VMA_*. @page: bytes of its pages, 0 if not known

@@ -141,30 +141,80 @@ static int write_in_place(struct umbra_hostmap *map, struct umbra_chain *chain,
 	return err;
 }
 
-static int resolve_absent(struct umbra_hostmap *map, const struct umbra_resolve_req *req,
-			  struct umbra_resolved *res)
+/* How many answers for the page, or for a huge page that it may be in, there were that a write moves. */
+static unsigned int fragile_answers(struct umbra_hostmap *map, hva_t hva)
 {
-	bool write = req->access & UMBRA_ACCESS_WRITE;
-	struct host_vma vma = { 0 };
+	return atomic_load(hostmap_fragile(map, hva, false)) +
+	       atomic_load(hostmap_fragile(map, hva, true));
+}
+
+/* The page as it is, for reading only: counted before it is looked at, see resolve_absent(). */
+static int answer_fragile(struct umbra_hostmap *map, const struct umbra_resolve_req *req,
+			  bool writable, struct umbra_resolved *res)
+{
 	struct umbra_page now;
-	bool writable = true;
 	int err;
 
-	if (!write) {
+	atomic_fetch_add(hostmap_fragile(map, req->hva, false), 1);
+	atomic_fetch_add(hostmap_fragile(map, req->hva, true), 1);
+	err = look(map, req, false, &now);
+	return err ? err : answer(req, &now, writable, res);
+}
+
+/*
+ * Write to a page that was absent. @fragile: fragile_answers() from before that was seen. If it has grown, somebody may
+ * have mapped the page for reading and answered a fault with it, and the write here has moved it: that is announced
+ * then, for all of the 2M that a huge zero page would have filled. What was answered before @fragile was read has been
+ * taken away in between, or the page would not have been absent: nobody installs that.
+ */
+static int write_absent(struct umbra_hostmap *map, struct umbra_chain *chain,
+			const struct umbra_resolve_req *req, unsigned int fragile,
+			struct umbra_resolved *res)
+{
+	const struct umbra_range moved = cow_range(req->hva, true);
+	struct umbra_page now;
+	int err = populate(req->hva, MADV_POPULATE_WRITE);
+
+	if (err)
+		return err;
+	if (fragile_answers(map, req->hva) != fragile) {
+		err = umbra_invalidate_start(chain, &moved);
+		if (err)
+			return err;
+		umbra_invalidate_end(chain, &moved);
+		return -EAGAIN;
+	}
+	err = look(map, req, false, &now);
+	return err ? err : answer(req, &now, true, res);
+}
+
+static int resolve_absent(struct umbra_hostmap *map, struct umbra_chain *chain,
+			  const struct umbra_resolve_req *req, unsigned int fragile,
+			  struct umbra_resolved *res)
+{
+	atomic_uint *writing = hostmap_writing(map, req->hva);
+	struct host_vma vma;
+	bool shared;
+	int err;
+
+	if (!(req->access & UMBRA_ACCESS_WRITE)) {
 		err = hostmap_vma(map, req->hva, &vma);
 		if (err)
 			return err == -ENOENT ? -EFAULT : err;
+		shared = vma.flags & UMBRA_VMA_SHARED;
 		/* A read of fresh anonymous memory gets a page of its own: the zero page would cost
 		 * a second fault. */
-		write = (vma.flags & UMBRA_VMA_WRITE) && !(vma.flags & UMBRA_VMA_SHARED) &&
-			!vma.file;
-		writable =
-			write || ((vma.flags & UMBRA_VMA_WRITE) && (vma.flags & UMBRA_VMA_SHARED));
+		if (!(vma.flags & UMBRA_VMA_WRITE) || shared || vma.file) {
+			err = populate(req->hva, MADV_POPULATE_READ);
+			return err ? err
+				   : answer_fragile(map, req,
+						    shared && (vma.flags & UMBRA_VMA_WRITE), res);
+		}
 	}
-	err = populate(req->hva, write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
-	if (!err)
-		err = look(map, req, false, &now);
-	return err ? err : answer(req, &now, writable, res);
+	atomic_fetch_add(writing, 1);
+	err = write_absent(map, chain, req, fragile, res);
+	atomic_fetch_sub(writing, 1);
+	return err;
 }
 
 /* @page: as hostmap_entry() knows it. */
@@ -200,7 +250,6 @@ static int resolve_read(struct umbra_hostmap *map, struct umbra_chain *chain,
 {
 	const bool protected = page->flags & UMBRA_PAGE_UFFD_WP;
 	const bool moves = page_write_moves_private(page->flags);
-	struct umbra_page now;
 	struct host_vma vma;
 	int err = hostmap_vma(map, req->hva, &vma);
 	bool writable, shared;
@@ -214,20 +263,20 @@ static int resolve_read(struct umbra_hostmap *map, struct umbra_chain *chain,
 	shared = vma.flags & UMBRA_VMA_SHARED;
 	if (writable && !shared && !moves)
 		return write_in_place(map, chain, req, page, res);
-	err = look(map, req, false, &now);
-	return err ? err : answer(req, &now, writable && shared, res);
+	return answer_fragile(map, req, writable && shared, res);
 }
 
 int umbra_hostmap_resolve(struct umbra_hostmap *map, struct umbra_chain *chain,
 			  const struct umbra_resolve_req *req, struct umbra_resolved *res)
 {
+	const unsigned int fragile = fragile_answers(map, req->hva);
 	struct umbra_page page;
 	int err = hostmap_entry(map, req->hva, &page);
 
 	if (err)
 		return err;
 	if (!(page.flags & UMBRA_PAGE_PRESENT))
-		return resolve_absent(map, req, res);
+		return resolve_absent(map, chain, req, fragile, res);
 	if (req->access & UMBRA_ACCESS_WRITE)
 		return resolve_write(map, chain, req, &page, res);
 	return resolve_read(map, chain, req, &page, res);

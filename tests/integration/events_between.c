@@ -204,6 +204,54 @@ Test(between, a_populate_ends_at_a_hole_as_the_kernels_does)
 	sound();
 }
 
+/* ---- a fault ---------------------------------------------------------------------------------- */
+
+/*
+ * Two vCPUs fault on a page that is not there. The first has seen that, and is late; meanwhile the page is read, and the
+ * second gets what a read maps. Then the first's write moves it.
+ */
+static void second_reads_page_4(void)
+{
+	*(volatile char *)(arena + 4 * PAGE);
+	cr_assert_eq(host_fault(&h, arena + 4 * PAGE, UMBRA_ACCESS_READ), UMBRA_FAULT_INSTALLED);
+}
+
+Test(between, what_a_late_fault_moves_is_announced)
+{
+	const uint32_t accesses[] = { UMBRA_ACCESS_READ, RW };
+
+	for (int i = 0; i < 2; i++) {
+		arena = small(HUGE);
+		before(MADV_POPULATE_WRITE, second_reads_page_4);
+		cr_assert(host_touch(&h, arena + 4 * PAGE, PAGE, accesses[i]));
+		cr_assert_null(step);
+		cr_assert_eq(host_leaf(&h, arena + 4 * PAGE), 1);
+		sound();
+	}
+}
+
+static void second_faults_elsewhere(void)
+{
+	*(volatile char *)(arena + 4 * PAGE);
+	cr_assert_eq(host_fault(&h, arena + HUGE + 4 * PAGE, UMBRA_ACCESS_READ),
+		     UMBRA_FAULT_INSTALLED);
+}
+
+Test(between, what_a_late_fault_moves_goes_from_the_alias_too)
+{
+	struct umbra_memslot slot = { .id = 77, .npages = HUGE / PAGE };
+
+	arena = small(HUGE);
+	slot.hva.v = (uintptr_t)arena;
+	slot.gfn.v = (slot.hva.v + HUGE) >> UMBRA_PAGE_SHIFT;
+	slot.out.v = slot.gfn.v;
+	cr_assert(!umbra_memslot_add(h.mmu, &slot));
+	before(MADV_POPULATE_WRITE, second_faults_elsewhere);
+	cr_assert(host_touch(&h, arena + 4 * PAGE, PAGE, RW));
+	cr_assert_null(step);
+	sound();
+}
+
 /* ---- another own call --------------------------------------------------------------------------- */
 
 static pthread_t other;

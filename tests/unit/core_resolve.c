@@ -59,3 +59,26 @@ Test(resolve, a_2m_leaf_that_wants_the_right_to_write_is_asked_for_2m)
 	cr_expect_eq(fake_check(f), 0);
 	fake_destroy(f);
 }
+
+static void move_silently_and_read(struct fake *f, void *arg)
+{
+	(void)arg;
+	fake_move_page(f, 10);
+	cr_assert_eq(fake_access(f, 1, 10, false, NULL), 0);
+}
+
+/* A leaf that came meanwhile has another frame than this fault's answer: one of the two is old, and nobody said which. */
+Test(resolve, answers_that_contradict_each_other_are_asked_for_again)
+{
+	struct umbra_fault read = { .gpa = { 10ULL << UMBRA_PAGE_SHIFT },
+				    .access = UMBRA_ACCESS_READ };
+	struct fake *f = fake_create(&(struct fake_config){ .flags = UMBRA_MMU_RECORD_PFN });
+
+	f->in_resolve = move_silently_and_read;
+	cr_assert_eq(umbra_fault(f->root, &read), UMBRA_FAULT_RETRY);
+	cr_expect_eq(fake_leaf(f, 10), 0);
+	cr_assert_eq(fake_access(f, 0, 10, false, NULL), 0);
+	cr_expect_eq(fake_leaf(f, 10), 1);
+	cr_expect_eq(fake_check(f), 0);
+	fake_destroy(f);
+}
