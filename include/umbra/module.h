@@ -61,8 +61,10 @@ void umbra_module_stop(struct umbra_module *module);
 void umbra_module_drain(struct umbra_module *module);
 
 /*
- * umbra_module_ranges - watch these instead. Returns: 0; -EBUSY: an invalidation was open through
- * every try; -ENOSPC; -EIO: another process attached.
+ * umbra_module_ranges - watch these instead. The kernel changes them only at a moment when no invalidation is open anywhere
+ * in the address space; for one this waits, with pauses, at most a second. Pages marked young before it are forgotten.
+ * Context: any thread that may wait, and that has no invalidation of its own open: it would wait for itself.
+ * Returns: 0; -EBUSY: there was no such moment; -ENOSPC; -EIO: another process attached.
  */
 int umbra_module_ranges(struct umbra_module *module, const struct hva_range *ranges, uint32_t nr);
 

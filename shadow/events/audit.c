@@ -11,6 +11,11 @@
 #define MIGRATION_WAIT_US 500
 /* In one audit, for pages that look swapped out: a host that is busy or emulated takes long over a migration. */
 #define MIGRATION_PATIENCE 4000
+/*
+ * Likewise for pages in another frame, for which the kernel's counters are waited: they count after the fact, for all pages
+ * alike, so what twenty pages have waited for in vain the next ones do not. The walk holds the MMU's lock meanwhile.
+ */
+#define COUNTER_PATIENCE (20 * MIGRATION_TRIES)
 
 /*
  * The host is asked for the rest of the leaf's aligned 2M at once, and the leaves that follow find
@@ -24,7 +29,8 @@ struct audit {
 	FILE *out;
 	struct host_vma vma; /* the one looked up last: audits see a quiet moment or skip */
 	bool vma_valid;
-	int patience;           /* waits that are left */
+	int patience;           /* waits that are left, for a migration to end       */
+	int counter_patience;   /* ... for the kernel to count what it has moved     */
 	struct hva_range known; /* what @pages is about */
 	struct umbra_page pages[BATCH];
 };
@@ -76,15 +82,16 @@ static bool counters_say_moved(const struct audit *a, const struct umbra_leaf *l
  * The page is there in another frame: may the kernel have moved it by itself, which no source here sees? It counts
  * after the fact.
  */
-static bool kernel_moved(const struct audit *a, const struct umbra_leaf *leaf,
+static bool kernel_moved(struct audit *a, const struct umbra_leaf *leaf,
 			 const struct umbra_page *page)
 {
-	for (int i = 0; i < MIGRATION_TRIES; i++) {
+	for (int i = 0; i < MIGRATION_TRIES && a->counter_patience > 0; i++) {
 		if (counters_say_moved(a, leaf, page))
 			return true;
 		usleep(MIGRATION_WAIT_US);
+		a->counter_patience--;
 	}
-	return false;
+	return counters_say_moved(a, leaf, page);
 }
 
 /* A page that is just being migrated looks as if swapped out; that passes. */
@@ -191,6 +198,7 @@ int64_t umbra_audit(struct umbra_root *root, struct umbra_hostmap *map,
 	a->report = report;
 	a->out = out;
 	a->patience = MIGRATION_PATIENCE;
+	a->counter_patience = COUNTER_PATIENCE;
 	err = umbra_for_each_leaf(root, all, audit_leaf, a);
 	free(a);
 	if (err)

@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -19,7 +20,11 @@
 
 #include "shadow/events/module.h"
 
-#define RANGES_TRIES 1000
+/* The kernel changes ranges only while nothing is open in the address space: how long that is waited for. */
+#define RANGES_PATIENCE_MS 1000
+#define RANGES_YIELDS      16 /* tries that only let others run, before the first that sleeps */
+#define RANGES_PAUSE_NS    50000L
+#define RANGES_PAUSE_MAX   1000000L
 
 struct umbra_module {
 	struct umbra_chain *chain;
@@ -511,26 +516,59 @@ fail:
 	return rc;
 }
 
+/* One try. The lock is not kept between tries: whoever marks pages young is not held up by an invalidation. */
+static int try_ranges(struct umbra_module *m, const struct umbra_ntf_ranges *a,
+		      struct module_range **ranges)
+{
+	int rc;
+
+	pthread_rwlock_wrlock(&m->ranges_lock);
+	/* bits mean the new ranges from the call on; until then a cleared one only says "not young" */
+	memset(m->bitmap, 0, m->bitmap_bits / 8);
+	rc = ioctl(m->fd, UMBRA_NTF_RANGES, a) ? -errno : 0;
+	if (!rc) {
+		struct module_range *old = m->ranges;
+
+		m->ranges = *ranges;
+		m->nr = a->nr_ranges;
+		*ranges = old;
+	}
+	pthread_rwlock_unlock(&m->ranges_lock);
+	return rc;
+}
+
+/* What is open ends when its thread runs: first it is given the CPU, then time. */
+static void let_it_end(unsigned int tries)
+{
+	const unsigned int doublings = tries < RANGES_YIELDS ? 0 : tries - RANGES_YIELDS;
+	const long ns = doublings > 8 ? RANGES_PAUSE_MAX : RANGES_PAUSE_NS << doublings;
+	const struct timespec pause = { 0, ns < RANGES_PAUSE_MAX ? ns : RANGES_PAUSE_MAX };
+
+	if (tries < RANGES_YIELDS)
+		sched_yield();
+	else
+		nanosleep(&pause, NULL);
+}
+
 int umbra_module_ranges(struct umbra_module *m, const struct hva_range *ranges, uint32_t nr)
 {
 	struct umbra_ntf_range *v = abi_ranges(ranges, nr);
 	struct umbra_ntf_ranges a = { .size = sizeof(a), .nr_ranges = nr, .ranges = (uintptr_t)v };
 	uint64_t bits;
-	struct module_range *new = number(ranges, nr, m->page_shift, &bits), *old = new;
-	int rc = v && new ? -EBUSY : -ENOMEM;
+	struct module_range *spare = number(ranges, nr, m->page_shift, &bits);
+	const uint64_t until = now_ms() + RANGES_PATIENCE_MS;
+	int rc = v && spare ? -EBUSY : -ENOMEM;
 
-	pthread_rwlock_wrlock(&m->ranges_lock);
-	if (rc == -EBUSY)
-		memset(m->bitmap, 0, m->bitmap_bits / 8);
-	for (unsigned int i = 0; rc == -EBUSY && i < RANGES_TRIES; i++)
-		rc = ioctl(m->fd, UMBRA_NTF_RANGES, &a) ? -errno : 0;
-	if (!rc) {
-		old = m->ranges;
-		m->ranges = new;
-		m->nr = nr;
+	for (unsigned int tries = 0; rc == -EBUSY; tries++) {
+		rc = try_ranges(m, &a, &spare);
+		if (rc == -EINTR)
+			rc = -EBUSY;
+		if (now_ms() >= until)
+			break;
+		if (rc == -EBUSY)
+			let_it_end(tries);
 	}
-	pthread_rwlock_unlock(&m->ranges_lock);
-	free(old);
+	free(spare);
 	free(v);
 	return rc;
 }
