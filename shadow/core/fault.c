@@ -79,20 +79,20 @@ static enum umbra_fault_result drop_wrong_leaf(struct umbra_mmu *mmu, struct spt
 	return UMBRA_FAULT_RETRY;
 }
 
-/* Is the faulting page of a present leaf not the one that the host has there? */
-static bool other_frame(struct umbra_mmu *mmu, const struct spte_iter *it,
+/* Is the frame of @gfn, which a present leaf maps, not the one that the host has there? */
+static bool other_frame(struct umbra_mmu *mmu, const struct spte_iter *it, uint64_t gfn,
 			const struct umbra_resolved *res)
 {
-	const uint64_t in_block = it->gfn & (UMBRA_HUGE_PAGES - 1);
+	const uint64_t in_block = gfn & (UMBRA_HUGE_PAGES - 1);
 	uint64_t recorded = map_recorded_pfn(mmu, it), now = res->host_pfn;
 
-	if (it->level < res->level && now != UMBRA_HOST_PFN_UNKNOWN)
+	if (recorded == UMBRA_HOST_PFN_UNKNOWN || now == UMBRA_HOST_PFN_UNKNOWN)
+		return false;
+	if (it->level < res->level)
 		now += in_block;
-	if (it->level > res->level && recorded != UMBRA_HOST_PFN_UNKNOWN)
+	if (it->level > res->level)
 		recorded += in_block;
-	if (recorded != UMBRA_HOST_PFN_UNKNOWN && now != UMBRA_HOST_PFN_UNKNOWN && recorded != now)
-		return true;
-	return false;
+	return recorded != now;
 }
 
 /* A present leaf lacks the right asked for, and the host grants it. */
@@ -120,7 +120,7 @@ static enum umbra_fault_result install(struct umbra_root *root, struct slot *s, 
 	uint64_t first, pfn;
 
 	walk_to(root, gfn, UMBRA_LEVEL_4K, &it);
-	if (spte_present(it.old) && other_frame(mmu, &it, res))
+	if (spte_present(it.old) && other_frame(mmu, &it, gfn, res))
 		return drop_wrong_leaf(mmu, &it);
 	if (leaf_allows(&it, f->access))
 		return found(f, &it, UMBRA_FAULT_SPURIOUS); /* another thread was faster */

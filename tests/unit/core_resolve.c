@@ -82,3 +82,30 @@ Test(resolve, answers_that_contradict_each_other_are_asked_for_again)
 	cr_expect_eq(fake_check(f), 0);
 	fake_destroy(f);
 }
+
+static void zap_and_map_2m(struct fake *f, void *arg)
+{
+	(void)arg;
+	umbra_zap(f->mmu, gfns(BLOCK, 512));
+	cr_assert_eq(fake_access(f, 1, BLOCK, false, NULL), 0);
+	cr_assert_eq(fake_leaf(f, BLOCK), 2);
+}
+
+/* One was asked for 4K, as there was a table, the other for 2M, as there was none any more: both say the same. */
+Test(resolve, answers_of_two_sizes_that_agree_leave_the_2m_leaf)
+{
+	struct umbra_fault read = { .gpa = { (BLOCK + 9) << UMBRA_PAGE_SHIFT },
+				    .access = UMBRA_ACCESS_READ };
+	struct fake *f = fake_create(&(struct fake_config){ .flags = UMBRA_MMU_RECORD_PFN });
+
+	fake_make_huge(f, BLOCK / 512);
+	cr_assert_eq(fake_access(f, 0, BLOCK, false, NULL), 0);
+	cr_assert_eq(umbra_split(f->mmu, gfns(BLOCK, 512)), 1);
+	umbra_zap(f->mmu, gfns(BLOCK + 9, 1));
+	f->in_resolve = zap_and_map_2m;
+	cr_expect_eq(umbra_fault(f->root, &read), UMBRA_FAULT_SPURIOUS);
+	cr_expect_eq(f->asked, UMBRA_LEVEL_2M, "by the other");
+	cr_expect_eq(fake_leaf(f, BLOCK + 9), 2);
+	cr_expect_eq(fake_check(f), 0);
+	fake_destroy(f);
+}
