@@ -71,6 +71,11 @@ static bool is_shared_with_a_child(void)
 	return !(flags_at(p) & UMBRA_PAGE_EXCLUSIVE);
 }
 
+static bool is_its_own(void)
+{
+	return flags_at(p) & UMBRA_PAGE_EXCLUSIVE;
+}
+
 static bool is_huge(void)
 {
 	return flags_at(p) & UMBRA_PAGE_HUGE;
@@ -198,24 +203,50 @@ Test(order, of_a_truncation)
 	end();
 }
 
-Test(order, of_a_fork)
-{
-	int hold[2];
-	char byte;
-	pid_t child;
+/* A child that lives until the parent has looked. */
+static pid_t child;
+static int hold[2];
 
-	begin(false);
+static void fork_child(void)
+{
+	char byte;
+
 	cr_assert_eq(pipe(hold), 0);
-	watch(is_shared_with_a_child);
 	child = umbra_fork(h.own);
-	if (!child) { /* it lives until the parent has looked */
+	if (!child) {
 		close(hold[1]);
 		_exit(read(hold[0], &byte, 1) != 0);
 	}
-	cr_expect_gt(child, 0);
-	seen("fork", 1);
+	cr_assert_gt(child, 0);
+}
+
+static void end_child(void)
+{
 	close(hold[1]);
 	cr_expect_eq(waitpid(child, NULL, 0), child);
+}
+
+Test(order, of_a_fork)
+{
+	begin(false);
+	watch(is_shared_with_a_child);
+	fork_child();
+	seen("fork", 1);
+	end_child();
+	end();
+}
+
+Test(order, of_a_copy_on_write)
+{
+	begin(false);
+	cr_assert_eq(madvise(p, 4 * MIB, MADV_NOHUGEPAGE), 0);
+	watch(is_shared_with_a_child);
+	fork_child();
+	cr_assert(host_touch(&h, p, UMBRA_PAGE_SIZE, UMBRA_ACCESS_READ));
+	watch(is_its_own);
+	cr_assert(host_touch(&h, p, UMBRA_PAGE_SIZE, UMBRA_ACCESS_WRITE));
+	seen("a guest's write", 1);
+	end_child();
 	end();
 }
 
