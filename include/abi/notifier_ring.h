@@ -55,20 +55,27 @@ static inline __u64 umbra_ring_push(struct umbra_ring_producer *p,
 }
 
 #ifndef __KERNEL__
-/* @tail: records read so far, starts where the state's head was when the ring was taken over. */
+/*
+ * @tail: records read so far, starts where the state's head was when the ring was taken over. @head: as it was when last
+ * looked at, 0 at first: it is looked at again only when all up to there has been read.
+ */
 struct umbra_ring_consumer {
 	const struct umbra_ntf_record *records;
 	__u64 mask;
 	__u64 tail;
 	const struct umbra_ntf_state *state;
 	struct umbra_ntf_consumer *consumer;
+	__u64 head;
 };
 
 /* Copies the next record into @rec. Returns 1; 0 when there is none. The slot is free afterwards. */
 static inline int umbra_ring_pop(struct umbra_ring_consumer *c, struct umbra_ntf_record *rec)
 {
-	if (umbra_ring_load(&c->state->head) == c->tail)
-		return 0;
+	if ((__s64)(c->head - c->tail) <= 0) {
+		c->head = umbra_ring_load(&c->state->head);
+		if (c->head == c->tail)
+			return 0;
+	}
 	*rec = c->records[c->tail & c->mask];
 	c->tail++;
 	umbra_ring_store(&c->consumer->tail, c->tail);

@@ -15,7 +15,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct umbra_ntf_consumer *shared = calloc(1, sizeof(*shared));
 	struct umbra_ntf_state *state = calloc(1, sizeof(*state));
 	struct umbra_ring_producer p = { records, RECORDS - 1, 0, 0, state, shared };
-	struct umbra_ring_consumer c = { records, RECORDS - 1, 0, state, shared };
+	struct umbra_ring_consumer c = { records, RECORDS - 1, 0, state, shared, 0 };
 	struct fuzz_input in = { data, size };
 	uint64_t pushed[RECORDS] = { 0 }, number = 0, first = 0, held = 0;
 	bool lied = false;

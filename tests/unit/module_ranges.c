@@ -51,7 +51,9 @@ static void begin(void)
 	struct hva_range all;
 
 	state.bitmap_bits = 64;
-	ring = (struct umbra_ring_consumer){ records, RECORDS - 1, 0, &state, &consumer };
+	ring = (struct umbra_ring_consumer){
+		.records = records, .mask = RECORDS - 1, .state = &state, .consumer = &consumer
+	};
 	f = fake_create(NULL);
 	all = fake_range(0, 8);
 	cr_assert_eq(module_over(&m, f->chain, &ring, bitmap, &all, 1, UMBRA_PAGE_SHIFT), 0);

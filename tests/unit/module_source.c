@@ -53,6 +53,14 @@ static void moves(uint64_t page)
 	callout_end(page, 1);
 }
 
+/* The consumer's half: nothing has been read. */
+static struct umbra_ring_consumer ring_all(void)
+{
+	return (struct umbra_ring_consumer){
+		.records = records, .mask = RECORDS - 1, .state = &state, .consumer = &consumer
+	};
+}
+
 static void begin(void)
 {
 	struct umbra_ring_consumer ring;
@@ -63,7 +71,7 @@ static void begin(void)
 	memset(bitmap, 0, sizeof(bitmap));
 	state.bitmap_bits = sizeof(bitmap) * 8;
 	kernel = (struct umbra_ring_producer){ records, RECORDS - 1, 0, 0, &state, &consumer };
-	ring = (struct umbra_ring_consumer){ records, RECORDS - 1, 0, &state, &consumer };
+	ring = ring_all();
 	f = fake_create(NULL);
 	all = fake_range(0, f->npages);
 	cr_assert_eq(module_over(&m, f->chain, &ring, bitmap, &all, 1, UMBRA_PAGE_SHIFT), 0);
@@ -257,7 +265,7 @@ Test(module, a_release_whose_record_was_lost_is_seen)
 
 Test(module, a_source_taken_over_late_knows_what_is_open)
 {
-	struct umbra_ring_consumer ring = { records, RECORDS - 1, 0, &state, &consumer };
+	struct umbra_ring_consumer ring = ring_all();
 	struct hva_range all;
 
 	begin();
@@ -278,7 +286,7 @@ Test(module, a_source_taken_over_late_knows_what_is_open)
 Test(module, accessed_pages_are_bits_of_their_range)
 {
 	const struct hva_range two[2] = { fake_range(10, 2), fake_range(100, 1) };
-	struct umbra_ring_consumer ring = { records, RECORDS - 1, 0, &state, &consumer };
+	struct umbra_ring_consumer ring = ring_all();
 
 	begin();
 	umbra_module_close(m);
