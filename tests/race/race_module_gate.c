@@ -140,7 +140,7 @@ static void *read_pages(void *arg)
 
 int main(void)
 {
-	const struct umbra_ring_consumer ring = { records, RECORDS - 1, 0, &state, &shared };
+	const struct umbra_ring_consumer ring = { records, RECORDS - 1, 0, &state, &shared, 0 };
 	const struct hva_range all = { { 0 }, { PAGES << 12 } };
 	struct umbra_notifier consumer = { .ops = &ops, .name = "cache" };
 	struct umbra_chain_counts counts;

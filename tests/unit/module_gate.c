@@ -50,7 +50,7 @@ Test(gate, is_shut_until_the_consumers_are_through)
 						       .release = on_release };
 	struct umbra_notifier witness = { &ops, "witness" };
 	struct umbra_ring_producer kernel = { records, RECORDS - 1, 0, 0, &state, &consumer };
-	const struct umbra_ring_consumer ring = { records, RECORDS - 1, 0, &state, &consumer };
+	const struct umbra_ring_consumer ring = { records, RECORDS - 1, 0, &state, &consumer, 0 };
 	struct fake *f = fake_create(NULL);
 	const struct hva_range all = fake_range(0, f->npages);
 
