@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 #include <vmm/memory.h>
+#include <vmm/sources.h>
 #include <vmm/vcpu_private.h>
 #include <vmm/vm_private.h>
 
@@ -46,22 +47,12 @@ static void print_code(FILE *out, struct vm *vm, uint64_t rip)
 	fprintf(out, "%s\n", n ? "" : " (not readable)");
 }
 
-static const char *who_text(const struct umbra_event *e, char *buf, size_t size)
-{
-	if (e->who == UMBRA_WHO_KERNEL)
-		return "the kernel itself";
-	if (!e->who)
-		return e->source == UMBRA_SOURCE_MODULE ? "another process" : "thread unknown";
-	snprintf(buf, size, "thread %d", e->who);
-	return buf;
-}
-
 static void print_history(FILE *out, struct vm *vm, gpa_t page)
 {
 	struct umbra_event events[HISTORY_SHOWN];
 	struct umbra_translation t;
 	unsigned int n;
-	char who[32];
+	char who[SOURCES_WHO_MAX];
 	hva_t hva;
 
 	page.v &= ~(UMBRA_PAGE_SIZE - 1);
@@ -81,7 +72,8 @@ static void print_history(FILE *out, struct vm *vm, gpa_t page)
 	for (unsigned int i = 0; i < n; i++)
 		fprintf(out, "    #%llu %s by %s (%s), hva %#llx..%#llx, dropped %u 4K %u 2M%s\n",
 			(unsigned long long)events[i].nr, umbra_cause_name(events[i].cause),
-			umbra_source_name(events[i].source), who_text(&events[i], who, sizeof(who)),
+			umbra_source_name(events[i].source),
+			sources_who(events[i].source, events[i].who, events[i].flags, who),
 			(unsigned long long)events[i].hva.start.v,
 			(unsigned long long)events[i].hva.end.v, events[i].zapped_4k,
 			events[i].zapped_2m, events[i].open ? ", still open" : "");

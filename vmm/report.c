@@ -16,11 +16,26 @@
 #include <vmm/report_private.h>
 #include <vmm/vm_private.h>
 
+static void count(struct report_cell *cell, uint64_t bytes)
+{
+	atomic_fetch_add_explicit(&cell->n, 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&cell->bytes, bytes, memory_order_relaxed);
+}
+
+static void log_range(struct vm *vm, const struct umbra_range *r)
+{
+	char who[SOURCES_WHO_MAX];
+
+	vm_log(vm, VM_LOG_DEBUG, "invalidation: %s by %s (%s), hva %#" PRIx64 "..%#" PRIx64 "%s",
+	       umbra_cause_name(r->cause), umbra_source_name(r->source),
+	       sources_who(r->source, r->who, r->flags, who), r->hull.start.v, r->hull.end.v,
+	       r->nr > 1 ? ", parts of it" : "");
+}
+
 static int on_start(struct umbra_notifier *n, const struct umbra_range *r)
 {
 	struct report *rep =
 		(struct report *)(void *)((char *)n - offsetof(struct report, notifier));
-	struct report_cell *cell;
 	uint64_t bytes = 0;
 
 	if (r->source >= UMBRA_SOURCE_NR || r->cause >= UMBRA_CAUSE_NR)
@@ -29,9 +44,13 @@ static int on_start(struct umbra_notifier *n, const struct umbra_range *r)
 		bytes += r->v[i].end.v - r->v[i].start.v;
 	if (!r->nr)
 		bytes = r->hull.end.v - r->hull.start.v;
-	cell = &rep->cell[r->source][r->cause];
-	atomic_fetch_add_explicit(&cell->n, 1, memory_order_relaxed);
-	atomic_fetch_add_explicit(&cell->bytes, bytes, memory_order_relaxed);
+	count(&rep->cell[r->source][r->cause], bytes);
+	if (r->source == UMBRA_SOURCE_MODULE)
+		count(&rep->callout[r->cause][sources_doer(r->who, r->flags)][!!(
+			      r->flags & UMBRA_RANGE_DIRECT)][!(r->flags & UMBRA_RANGE_NO_WAIT)],
+		      bytes);
+	if (rep->vm->config.log >= VM_LOG_DEBUG)
+		log_range(rep->vm, r);
 	return 0;
 }
 
@@ -45,6 +64,7 @@ int report_create(struct vm *vm, struct vm_error *err)
 	if (!r)
 		return vm_fail_host(err, ENOMEM, "the report");
 	r->notifier = (struct umbra_notifier){ &ops, "report" };
+	r->vm = vm;
 	e = umbra_chain_register(vm->chain, &r->notifier);
 	if (e) {
 		free(r);
@@ -296,6 +316,7 @@ int report_print_text(struct vm *vm, FILE *out)
 		ROW("of these, by kernel threads", r->module.by_kthread);
 		ROW("of these, by others", r->module.by_others);
 		ROW("of these, inside another", r->module.nested);
+		ROW("of these, direct: announced by vmm, too", r->module.direct);
 		ROW("of these, not blockable", r->module.not_blockable);
 		ROW("records lost", r->module.lost);
 		ROW("times all was dropped because of it", r->module.recoveries);

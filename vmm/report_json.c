@@ -118,8 +118,30 @@ static json_t *uffd_json(const struct umbra_uffd_stats *from)
 	return all;
 }
 
-static json_t *module_json(const struct umbra_module_stats *from)
+/* What the kernel told, by cause and doer; direct as it was known when it was applied. */
+static json_t *callouts_json(const struct report *r)
 {
+	json_t *all = json_array();
+
+	for (unsigned int i = 0; i < UMBRA_CAUSE_NR * SOURCES_DOER_NR * 4; i++) {
+		const unsigned int cause = i / 4 / SOURCES_DOER_NR, doer = i / 4 % SOURCES_DOER_NR,
+				   direct = i / 2 % 2, may_wait = i % 2;
+		const struct report_cell *c = &r->callout[cause][doer][direct][may_wait];
+
+		if (c->n)
+			json_array_append_new(
+				all, json_pack("{ss ss sb sb so so}", "cause",
+					       umbra_cause_name((enum umbra_cause)cause), "who",
+					       sources_doers[doer], "direct", (int)direct,
+					       "blockable", (int)may_wait, "invalidations",
+					       integer(c->n), "bytes", integer(c->bytes)));
+	}
+	return all;
+}
+
+static json_t *module_json(const struct report *r)
+{
+	const struct umbra_module_stats *from = &r->module;
 	json_t *all = json_object();
 
 	FIELD(starts)
@@ -129,11 +151,13 @@ static json_t *module_json(const struct umbra_module_stats *from)
 	FIELD(by_kthread)
 	FIELD(by_others)
 	FIELD(nested)
+	FIELD(direct)
 	FIELD(not_blockable)
 	FIELD(lost)
 	FIELD(recoveries)
 	FIELD(young_asked)
 	FIELD(young_yes)
+	json_object_set_new(all, "by", callouts_json(r));
 	return all;
 }
 
@@ -211,7 +235,7 @@ int report_print_json(struct vm *vm, FILE *out)
 	if (vm->uffd)
 		json_object_set_new(all, "uffd", uffd_json(&r->uffd));
 	if (vm->module)
-		json_object_set_new(all, "module", module_json(&r->module));
+		json_object_set_new(all, "module", module_json(r));
 	if (vm->witness)
 		json_object_set_new(all, "witness", witness_json(vm, &r->witness));
 	e = json_dumpf(all, out, JSON_COMPACT) ? -EIO : 0;

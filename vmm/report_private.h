@@ -10,6 +10,7 @@
 #include <vmm/hostcall.h>
 #include <vmm/report.h>
 #include <vmm/shootdown.h>
+#include <vmm/sources.h>
 #include <vmm/vcpu.h>
 #include <vmm/witness.h>
 
@@ -21,6 +22,9 @@ struct report_cell {
 struct report {
 	struct umbra_notifier notifier;
 	struct report_cell cell[UMBRA_SOURCE_NR][UMBRA_CAUSE_NR];
+	/* The module's once more: by whom, direct or not, whether they could have waited. */
+	struct report_cell callout[UMBRA_CAUSE_NR][SOURCES_DOER_NR][2][2];
+	struct vm *vm;
 	/* by report_collect() */
 	double seconds;
 	uint64_t peak_rss; /* bytes */

@@ -2,6 +2,7 @@
 /* Opening, reading and asking the sources of invalidations that are not vmm's own calls. */
 #include <abi/notifier.h>
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -186,6 +187,40 @@ void sources_stop(struct vm *vm)
 		umbra_uffd_stop(vm->uffd);
 	if (vm->module)
 		umbra_module_stop(vm->module);
+}
+
+const char *const sources_doers[SOURCES_DOER_NR] = {
+	[SOURCES_THREAD] = "a thread of this process",
+	[SOURCES_PROCESS] = "another process",
+	[SOURCES_RECLAIM] = "reclaim for whoever wanted memory",
+	[SOURCES_KTHREAD] = "a kernel thread",
+	[SOURCES_KTHREAD_RECLAIM] = "reclaim by a kernel thread",
+};
+
+enum sources_doer sources_doer(int32_t who, uint32_t flags)
+{
+	if (flags & UMBRA_RANGE_KTHREAD)
+		return flags & UMBRA_RANGE_RECLAIM ? SOURCES_KTHREAD_RECLAIM : SOURCES_KTHREAD;
+	if (flags & UMBRA_RANGE_RECLAIM)
+		return SOURCES_RECLAIM;
+	return who > 0 ? SOURCES_THREAD : SOURCES_PROCESS;
+}
+
+const char *sources_who(enum umbra_source source, int32_t who, uint32_t flags,
+			char buf[SOURCES_WHO_MAX])
+{
+	char thread[24];
+
+	snprintf(thread, sizeof(thread), "thread %d", who);
+	if (source != UMBRA_SOURCE_MODULE)
+		snprintf(buf, SOURCES_WHO_MAX, "%s", who > 0 ? thread : "thread unknown");
+	else
+		snprintf(buf, SOURCES_WHO_MAX, "%s%s, %s",
+			 who > 0 ? thread : sources_doers[sources_doer(who, flags)],
+			 flags & UMBRA_RANGE_NO_WAIT ? ", which cannot wait" : "",
+			 flags & UMBRA_RANGE_DIRECT ? "direct: announced by vmm, too"
+						    : "collateral: told by the kernel alone");
+	return buf;
 }
 
 void sources_drain(struct vm *vm)

@@ -25,6 +25,25 @@ void sources_stop(struct vm *vm);
 void sources_drain(struct vm *vm);
 
 /*
+ * sources_who - of an invalidation with these @flags by @source and @who: who did it, whether that could have waited, and
+ * whether anybody but the kernel told of it. In @buf, which is returned.
+ */
+#define SOURCES_WHO_MAX 120
+const char *sources_who(enum umbra_source source, int32_t who, uint32_t flags,
+			char buf[SOURCES_WHO_MAX]);
+/* Who does what the module tells of, as counted: "thread", "direct reclaim" and so on. */
+enum sources_doer {
+	SOURCES_THREAD,  /* of this process */
+	SOURCES_PROCESS, /* another one */
+	SOURCES_RECLAIM, /* for somebody who wanted memory */
+	SOURCES_KTHREAD,
+	SOURCES_KTHREAD_RECLAIM, /* kswapd */
+	SOURCES_DOER_NR
+};
+enum sources_doer sources_doer(int32_t who, uint32_t flags);
+extern const char *const sources_doers[SOURCES_DOER_NR];
+
+/*
  * sources_audit - as umbra_audit(). With the module no page moves unseen: what is wrong while nothing was begun is wrong,
  * and what was begun meanwhile is drained first.
  */

@@ -347,6 +347,7 @@ struct umbra_event {
 	enum umbra_cause cause;
 	enum umbra_source source;
 	int32_t who;
+	uint32_t flags; /* enum umbra_range_flags, as it was announced */
 	uint32_t zapped_4k, zapped_2m;
 };
 

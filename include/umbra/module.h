@@ -100,6 +100,9 @@ struct umbra_module_stats {
 	uint64_t by_owner, by_reclaim, by_kthread, by_others; /* of the starts */
 	uint64_t
 		nested; /* of the starts, begun inside another of the same thread: a split, for one */
+	/* Of the starts: a call that an own call's bracket or userfaultfd announced, too, in all its range. The others are
+	 * collateral: the kernel did it by itself, or more than was asked for. */
+	uint64_t direct;
 	uint64_t not_blockable;
 	uint64_t lost;       /* records that found no room */
 	uint64_t recoveries; /* times that everything was dropped because of it */

@@ -55,6 +55,11 @@ enum umbra_range_flags {
 	UMBRA_RANGE_FORCED = 1 << 1, /* the source cannot be refused: -EAGAIN and -EBUSY are void */
 	UMBRA_RANGE_RELOCATES =
 		1 << 2, /* moves or frees pages: refused with -EBUSY while one is pinned */
+	/* For statistics and for people, as the cause is. Of the kernel's own callouts: */
+	UMBRA_RANGE_RECLAIM = 1 << 3, /* it frees memory, in whoever's context              */
+	UMBRA_RANGE_KTHREAD = 1 << 4, /* by a thread of its own: kswapd, khugepaged, ksmd   */
+	UMBRA_RANGE_NO_WAIT = 1 << 5, /* its caller could not wait. We could: it is over    */
+	UMBRA_RANGE_DIRECT = 1 << 6,  /* a call that another source announced, all of it    */
 };
 
 #define UMBRA_WHO_KERNEL (-1) /* a kernel thread, or reclaim on whoever's behalf */

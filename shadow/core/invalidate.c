@@ -96,6 +96,7 @@ void inv_begin(struct umbra_mmu *mmu, const struct umbra_range *r, const struct 
 	h->zapped_2m = zapped->leaves_2m;
 	h->cause = (uint8_t)r->cause;
 	h->source = (uint8_t)r->source;
+	h->flags = (uint8_t)r->flags;
 	h->open = true;
 	h->exact = r->nr == 0 && !drops_by_gfn(r);
 }
@@ -274,6 +275,7 @@ unsigned int umbra_history(struct umbra_mmu *mmu, struct hva_range r, struct umb
 			.cause = (enum umbra_cause)h->cause,
 			.source = (enum umbra_source)h->source,
 			.who = h->who,
+			.flags = h->flags,
 			.zapped_4k = h->zapped_4k,
 			.zapped_2m = h->zapped_2m,
 		};

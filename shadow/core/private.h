@@ -65,7 +65,7 @@ struct history_entry {
 	struct hva_range hva;
 	int32_t who;
 	uint32_t zapped_4k, zapped_2m;
-	uint8_t cause, source;
+	uint8_t cause, source, flags;
 	bool open;
 	bool exact; /* nothing of the hull may be mapped: no batch, and not of the library itself */
 };

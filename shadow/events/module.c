@@ -18,6 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "shadow/events/direct.h"
 #include "shadow/events/module.h"
 
 /* The kernel changes ranges only while nothing is open in the address space: how long that is waited for. */
@@ -48,6 +49,8 @@ struct umbra_module {
 	uint64_t recovering_open;
 	bool dead;
 	struct umbra_module_stats stats;
+	struct direct direct;
+	struct hva_range watched; /* from the first range's start to the last one's end */
 
 	pthread_rwlock_t ranges_lock;
 	struct module_range *ranges;
@@ -65,33 +68,6 @@ static const struct umbra_range everything = {
 	.cause = UMBRA_CAUSE_LOST,
 	.source = UMBRA_SOURCE_MODULE,
 };
-
-/* For people: the kernel says what, and who; correctness takes nothing from it. */
-static enum umbra_cause cause_of(const struct umbra_ntf_record *rec)
-{
-	switch (rec->event) {
-	case UMBRA_NTF_UNMAP: return UMBRA_CAUSE_UNMAP;
-	case UMBRA_NTF_CLEAR:
-		return rec->flags & UMBRA_NTF_RECLAIM ? UMBRA_CAUSE_SWAP : UMBRA_CAUSE_UNKNOWN;
-	case UMBRA_NTF_PROTECTION_VMA:
-	case UMBRA_NTF_PROTECTION_PAGE: return UMBRA_CAUSE_PROTECT;
-	case UMBRA_NTF_SOFT_DIRTY: return UMBRA_CAUSE_SOFT_DIRTY;
-	case UMBRA_NTF_MIGRATE: return UMBRA_CAUSE_MIGRATE;
-	default: return UMBRA_CAUSE_UNKNOWN;
-	}
-}
-
-static struct umbra_range range_of(const struct umbra_ntf_record *rec)
-{
-	return (struct umbra_range){
-		.hull = { { rec->start }, { rec->end } },
-		.flags = UMBRA_RANGE_BLOCKABLE | UMBRA_RANGE_FORCED | UMBRA_RANGE_RELOCATES,
-		.cause = cause_of(rec),
-		.source = UMBRA_SOURCE_MODULE,
-		.who = rec->flags & (UMBRA_NTF_RECLAIM | UMBRA_NTF_KTHREAD) ? UMBRA_WHO_KERNEL
-									    : rec->who,
-	};
-}
 
 /* Lock held. From here on lookups that ask the gate rely on what was announced. */
 static void set_applied(struct umbra_module *m, uint64_t begun)
@@ -178,11 +154,15 @@ static void count_start(struct umbra_module *m, const struct umbra_ntf_record *r
 
 static void apply(struct umbra_module *m, const struct umbra_ntf_record *rec)
 {
-	const struct umbra_range r = range_of(rec);
+	struct umbra_range r = record_range(rec);
 
 	switch (rec->kind) {
 	case UMBRA_NTF_START:
 		count_start(m, rec);
+		if (direct_told(&m->direct, rec, m->watched, &m->stats.direct)) {
+			m->stats.direct++;
+			r.flags |= UMBRA_RANGE_DIRECT;
+		}
 		if (m->recovering) { /* all is refused already */
 			m->recovering_open++;
 		} else {
@@ -297,6 +277,7 @@ const struct umbra_gate *umbra_module_gate(const struct umbra_module *m)
 void umbra_module_stats(struct umbra_module *m, struct umbra_module_stats *stats)
 {
 	pthread_mutex_lock(&m->lock);
+	direct_catch_up(&m->direct, &m->stats.direct);
 	*stats = m->stats;
 	stats->lost = umbra_ring_load(&m->ring.state->lost);
 	stats->young_asked = umbra_ring_load(&m->ring.state->young_asked);
@@ -353,6 +334,7 @@ int module_over(struct umbra_module **out, struct umbra_chain *chain,
 	struct umbra_module *m = calloc(1, sizeof(*m));
 	struct umbra_ntf_snapshot now;
 	uint64_t bits;
+	int err;
 
 	if (!m)
 		return -ENOMEM;
@@ -362,12 +344,12 @@ int module_over(struct umbra_module **out, struct umbra_chain *chain,
 	m->bitmap = bitmap;
 	m->page_shift = page_shift;
 	m->nr = nr;
+	m->watched = (struct hva_range){ ranges[0].start, ranges[nr - 1].end };
 	m->ranges = number(ranges, nr, page_shift, &bits);
 	m->bitmap_bits = ring->state->bitmap_bits;
 	m->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (!m->ranges || m->wake < 0) {
-		const int err = m->ranges ? -errno : -ENOMEM;
-
+	err = !m->ranges ? -ENOMEM : m->wake < 0 ? -errno : direct_init(&m->direct, chain);
+	if (err) {
 		free(m->ranges);
 		if (m->wake >= 0)
 			close(m->wake);
@@ -568,6 +550,11 @@ int umbra_module_ranges(struct umbra_module *m, const struct hva_range *ranges, 
 		if (rc == -EBUSY)
 			let_it_end(tries);
 	}
+	if (!rc) {
+		pthread_mutex_lock(&m->lock);
+		m->watched = (struct hva_range){ ranges[0].start, ranges[nr - 1].end };
+		pthread_mutex_unlock(&m->lock);
+	}
 	free(spare);
 	free(v);
 	return rc;
@@ -580,6 +567,7 @@ void umbra_module_close(struct umbra_module *m)
 	umbra_module_drain(m);
 	/* What is open in the kernel ends unseen: it is dropped, which is all that its start asked for. */
 	end_all(m);
+	direct_fini(&m->direct);
 	if (m->state_map) {
 		munmap(m->state_map, m->state_bytes);
 		munmap(m->consumer_map, m->consumer_bytes);
