@@ -198,7 +198,9 @@ coverage: ##@ lines of shadow/ that no test reaches, each with its reason
 	@tools/coverage '$(BUILD)'
 
 .PHONY: catalogue
-catalogue: ##@ write docs/catalogue.md from the results of the last `make check`
+catalogue: ##@ write docs/catalogue.md from the results of the last `make check` and of vmm oracle
+	$(Q)'$(BUILD)/vmm' oracle --json >'$(BUILD)/oracle.json' && \
+		tools/oracle-merge host "$$(uname -r)" 'vmm oracle --json' <'$(BUILD)/oracle.json'
 	$(Q)tools/catalogue '$(BUILD)' >'$(BUILD)/catalogue.md' && cp '$(BUILD)/catalogue.md' docs/catalogue.md
 
 .PHONY: run check check-layers check-format format install uninstall clean help deps
