@@ -36,7 +36,7 @@ struct test {
 };
 
 extern const struct test callout_tests[], event_tests[], row_tests[], ring_tests[], attach_tests[],
-	hostile_tests[], life_tests[], rest_tests[];
+	hostile_tests[], life_tests[], rest_tests[], inject_tests[];
 
 /* Ends the test as failed or skipped; the text says of what. */
 _Noreturn void fail(const char *file, int line, const char *format, ...)

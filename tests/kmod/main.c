@@ -11,8 +11,9 @@
 
 #define SECONDS_FOR_ONE 300 /* of the clock inside, which may run fast */
 
-static const struct test *const suites[] = { callout_tests, event_tests,   row_tests,  ring_tests,
-					     attach_tests,  hostile_tests, life_tests, rest_tests };
+static const struct test *const suites[] = { callout_tests, event_tests,  row_tests,
+					     ring_tests,    attach_tests, hostile_tests,
+					     life_tests,    rest_tests,   inject_tests };
 
 void fail(const char *file, int line, const char *format, ...)
 {
