@@ -4,11 +4,14 @@
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 #include <vmm/actions.h>
+#include <vmm/memory.h>
 #include <vmm/report_private.h>
 #include <vmm/vm_private.h>
 
@@ -246,5 +249,57 @@ Test(engine_actions, a_protection_stays_until_the_last_who_asked_for_it_lets_go)
 		cr_assert_eq(action_unprotect(vm, r, order[i][1]), 0);
 		cr_expect(writable(0x201000));
 	}
+	tear_down();
+}
+
+static _Atomic int discarder;
+static _Atomic bool discarded;
+
+static void *discard_a_page(void *arg)
+{
+	(void)arg;
+	discarder = gettid();
+	cr_expect_eq(action_discard(vm, (struct hva_range){ { vm->ram.v + 0x200000 },
+							    { vm->ram.v + 0x201000 } }),
+		     0);
+	discarded = true;
+	return NULL;
+}
+
+/* Until it is done, or asleep for a lock. */
+static void wait_for_the_discarder(void)
+{
+	char path[64], number[8];
+
+	while (!discarder)
+		sched_yield();
+	snprintf(path, sizeof(path), "/proc/self/task/%d/syscall", discarder);
+	while (!discarded) {
+		const int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+		if (fd >= 0 && read(fd, number, 4) == 4 && !memcmp(number, "202 ", 4)) {
+			close(fd);
+			return;
+		}
+		close(fd);
+		usleep(1000);
+	}
+}
+
+/* While a remap has it away, there is nothing to discard at its place, and what is away would come back. */
+Test(engine_actions, what_is_away_is_discarded_when_it_is_back)
+{
+	pthread_t thread;
+
+	set_up(64ULL << 20, GUEST_BACKING_ANON, GUEST_PAGES_4K);
+	*word(0x200000) = 42;
+	memory_access_close(vm);
+	cr_assert_eq(pthread_create(&thread, NULL, discard_a_page, NULL), 0);
+	wait_for_the_discarder();
+	cr_expect_not(discarded);
+	cr_expect_eq(*word(0x200000), 42);
+	memory_access_open(vm);
+	pthread_join(thread, NULL);
+	cr_expect_eq(*word(0x200000), 0);
 	tear_down();
 }
