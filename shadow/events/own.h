@@ -117,6 +117,8 @@ void region_replace(struct umbra_own *own, struct hva_range r, const struct umbr
  * grown to its length. @stays: the mapping at @from is still one, if an empty one.
  */
 void region_move(struct umbra_own *own, struct hva_range from, struct hva_range to, bool stays);
+/* The first part of a region that lies in @within. Returns: is there one? */
+bool region_next(struct umbra_own *own, struct hva_range within, struct hva_range *piece);
 
 static inline void *hva_ptr(hva_t hva)
 {

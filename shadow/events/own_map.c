@@ -160,6 +160,32 @@ static void moved(struct umbra_own *own, struct hva_range from, struct hva_range
 }
 
 /*
+ * A move failed. Since 6.17 the kernel moves one mapping after the other, and those before the one that it refused are
+ * gone: where a region has no mapping any more, and its place at the destination has one, that is where it is now.
+ */
+static void moved_in_part(struct umbra_own *own, struct hva_range from, hva_t to)
+{
+	const uint64_t away = to.v - from.start.v;
+	struct hva_range piece, rest = from;
+	struct host_vma vma;
+
+	while (own->map && region_next(own, rest, &piece)) {
+		const int err = hostmap_vma(own->map, piece.start, &vma);
+
+		rest.start = err ? piece.end : vma.hva.end;
+		if (err != -ENOENT || hostmap_vma(own->map, (hva_t){ piece.start.v + away }, &vma))
+			continue;
+		if (vma.hva.end.v - away < piece.end.v)
+			piece.end.v = vma.hva.end.v - away;
+		rest.start = piece.end;
+		region_move(own, piece,
+			    (struct hva_range){ { piece.start.v + away }, { piece.end.v + away } },
+			    false);
+		own_moved(own, piece, (hva_t){ piece.start.v + away });
+	}
+}
+
+/*
  * Growth in place changes no page, so nothing is bracketed; but a fork or a file call that was planned
  * before does not know of the new pages. So it is done while no plan is under way, or else, over what
  * is new, in a bracket that waits for them.
@@ -248,6 +274,8 @@ int umbra_mremap(struct umbra_own *own, struct hva_range asked, uint64_t asked_l
 		if (now.v != from.start.v && !(flags & MREMAP_FIXED))
 			hold_new_place(own, place);
 		*result = now;
+	} else if ((flags & MREMAP_FIXED) && !(flags & MREMAP_DONTUNMAP)) {
+		moved_in_part(own, from, to);
 	}
 	bracket_end(own, &b, err);
 	return err;

@@ -283,6 +283,25 @@ out:
 	pthread_mutex_unlock(&own->regions_lock);
 }
 
+bool region_next(struct umbra_own *own, struct hva_range within, struct hva_range *piece)
+{
+	uint32_t i;
+	bool found;
+
+	pthread_mutex_lock(&own->regions_lock);
+	i = first_after(own, within.start.v);
+	found = i < own->nregions && own->regions[i].pub.hva.start.v < within.end.v;
+	if (found) {
+		*piece = own->regions[i].pub.hva;
+		if (piece->start.v < within.start.v)
+			piece->start = within.start;
+		if (piece->end.v > within.end.v)
+			piece->end = within.end;
+	}
+	pthread_mutex_unlock(&own->regions_lock);
+	return found;
+}
+
 int region_plan_fork(struct umbra_own *own, struct plan *plan)
 {
 	int err = 0;
