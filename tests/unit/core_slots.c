@@ -220,6 +220,29 @@ Test(slots, a_fault_that_resolved_against_the_old_slots_retries)
 	fake_destroy(f);
 }
 
+static void slot_of_other_memory(struct fake *f, void *arg)
+{
+	(void)arg;
+	if (umbra_memslot_remove(f->mmu, 1) || add(f, slot(1, 0, 100, 1024)))
+		abort();
+}
+
+/* What it has resolved is no page of the slot that is there now. */
+Test(slots, a_fault_that_resolved_in_a_slot_that_was_replaced_retries)
+{
+	struct fake *f = bare();
+	struct umbra_fault fault = { .gpa = { 7 << 12 }, .access = UMBRA_ACCESS_READ };
+
+	cr_assert_eq(add(f, slot(1, 0, 100, 0)), 0);
+	f->in_resolve = slot_of_other_memory;
+	cr_expect_eq(umbra_fault(f->root, &fault), UMBRA_FAULT_RETRY);
+	cr_expect_eq(fake_leaf(f, 7), 0);
+	cr_assert_eq(umbra_fault(f->root, &fault), UMBRA_FAULT_INSTALLED);
+	cr_expect_eq(fault.hva.v, fake_hva(1024 + 7).v);
+	clean(f);
+	fake_destroy(f);
+}
+
 Test(slots, a_slot_added_under_an_open_invalidation_waits_for_its_end)
 {
 	struct fake *f = bare();

@@ -84,3 +84,22 @@ Test(young, never_waits_for_a_vcpu)
 	f->in_guest = false;
 	fake_destroy(f);
 }
+
+Test(young, two_2m_leaves_are_both_cleared_and_keep_dirty)
+{
+	struct fake *f = fake_create(NULL);
+	struct umbra_translation t;
+
+	for (uint64_t block = 1; block < 3; block++) {
+		fake_make_huge(f, block);
+		cr_assert_eq(fake_access(f, 0, block * 512, true, NULL), 0);
+	}
+	cr_assert(umbra_clear_young(f->chain, fake_range(512, 1024)));
+	for (uint64_t block = 1; block < 3; block++) {
+		cr_assert_eq(umbra_lookup(f->root, (gpa_t){ block * 512 << 12 }, &t), 0);
+		cr_expect_eq(t.level, UMBRA_LEVEL_2M);
+		cr_expect(t.dirty && t.writable && !t.accessed);
+	}
+	clean(f);
+	fake_destroy(f);
+}
