@@ -90,9 +90,9 @@ static _Noreturn void cannot(const char *what)
 	exit(77);
 }
 
-static void sleep_ms(long ms)
+static void sleep_ms(useconds_t ms)
 {
-	nanosleep(&(struct timespec){ ms / 1000, ms % 1000 * 1000000 }, NULL);
+	usleep(ms * 1000);
 }
 
 static bool put(const char *file, const char *text)
@@ -100,8 +100,7 @@ static bool put(const char *file, const char *text)
 	const int fd = open(file, O_WRONLY | O_CLOEXEC);
 	const bool done = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
 
-	if (fd >= 0)
-		close(fd);
+	close(fd);
 	return done;
 }
 
@@ -131,11 +130,8 @@ static void take_start(struct sub *s, const struct umbra_ntf_record *rec)
 	if (rec->begun != ++s->starts)
 		wrong("pid %d: start number %" PRIu64 " says that it is number %" PRIu64, s->pid,
 		      s->starts, (uint64_t)rec->begun);
-	if (s->nr_open == OPEN) {
-		wrong("pid %d: %u invalidations open", s->pid, OPEN);
-		s->orderly = false;
-		return;
-	}
+	if (s->nr_open == OPEN)
+		return wrong("pid %d: %u invalidations open", s->pid, OPEN);
 	s->open[s->nr_open].start = rec->start;
 	s->open[s->nr_open].end = rec->end;
 	s->open[s->nr_open++].owner = rec->flags & UMBRA_NTF_OWNER;
@@ -453,8 +449,7 @@ static bool freeze(void)
 		const int fd = open(CGROUP "/cgroup.events", O_RDONLY | O_CLOEXEC);
 		const ssize_t got = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
 
-		if (fd >= 0)
-			close(fd);
+		close(fd);
 		text[got < 0 ? 0 : got] = '\0';
 		if (strstr(text, "frozen 1"))
 			return true;
@@ -530,9 +525,11 @@ static pid_t start(const char *mib, char **command)
 
 static void stop(pid_t pid)
 {
+	char command[64];
+
 	put(CGROUP "/cgroup.kill", "1");
 	waitpid(pid, NULL, 0);
-	for (unsigned int i = 0; i < 2000; i++) {
+	for (unsigned int i = 0; i < 12000; i++) {
 		bool left = false;
 
 		for (struct sub *s = subs; s < subs + SUBS; s++) {
@@ -545,6 +542,12 @@ static void stop(pid_t pid)
 		if (!left && rmdir(CGROUP) == 0)
 			return;
 		sleep_ms(10);
+	}
+	for (struct sub *s = subs; s < subs + SUBS; s++) {
+		snprintf(command, sizeof(command), "cd /proc/%d && grep -H . status stack cgroup",
+			 s->pid);
+		if (s->pid && system(command) != 0)
+			printf("# pid %d is gone, and its memory is not\n", s->pid);
 	}
 	wrong("what was killed is still there");
 }
@@ -566,15 +569,13 @@ static void report(void)
 
 int main(int argc, char **argv)
 {
-	const long seconds = argc > 3 ? strtol(argv[1], NULL, 10) : 0;
+	const long seconds = argc > 3 ? atol(argv[1]) : 0;
 	struct timespec t0, t;
 	int status = 0;
 	pid_t pid;
 
-	if (seconds <= 0) {
-		fprintf(stderr, "usage: stress SECONDS MIB PROGRAM [ARGS...]\n");
-		return 2;
-	}
+	if (seconds <= 0)
+		return fprintf(stderr, "usage: stress SECONDS MIB PROGRAM [ARGS...]\n"), 2;
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	if (access(UMBRA_NTF_DEVICE, R_OK | W_OK))
 		cannot(UMBRA_NTF_DEVICE);
@@ -594,6 +595,5 @@ int main(int argc, char **argv)
 	report();
 	if (!all.rounds || !all.kept || !all.changed || !all.lost || !all.by_owner)
 		wrong("too little was seen to tell");
-	printf("%s - %u failures\n", failures ? "not ok" : "ok", failures);
 	return failures > 0;
 }
