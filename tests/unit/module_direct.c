@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /* What is said of a callout of the kernel: who, whether it could have waited, and whether anybody else had told of it. */
 #include <criterion/criterion.h>
+#include <errno.h>
 #include <time.h>
 
 #include "shadow/events/module.h"
@@ -283,4 +284,51 @@ Test(module_direct, what_is_long_ago_is_forgotten_and_nothing_breaks)
 	umbra_invalidate_end(f->chain, &r);
 	cr_expect_eq(directs(), 0);
 	end();
+}
+
+Test(module_direct, a_chain_that_is_full_has_no_room_for_a_source)
+{
+	static const struct umbra_notifier_ops deaf;
+	static struct umbra_notifier others[UMBRA_CHAIN_MAX];
+	const struct umbra_ring_consumer ring = {
+		.records = records, .mask = RECORDS - 1, .state = &state, .consumer = &consumer
+	};
+	const struct hva_range all = fake_range(0, 64);
+	unsigned int n = 0;
+
+	f = fake_create(NULL);
+	for (; n < UMBRA_CHAIN_MAX; n++) {
+		others[n] = (struct umbra_notifier){ &deaf, "another" };
+		if (umbra_chain_register(f->chain, &others[n]))
+			break;
+	}
+	cr_assert_eq(n, UMBRA_CHAIN_MAX - 1, "and the tables");
+	cr_expect_eq(module_over(&m, f->chain, &ring, bitmap, &all, 1, UMBRA_PAGE_SHIFT), -ENOSPC);
+	while (n)
+		umbra_chain_unregister(f->chain, &others[--n]);
+	cr_expect_eq(module_over(&m, f->chain, &ring, bitmap, &all, 1, UMBRA_PAGE_SHIFT), 0);
+	end();
+}
+
+static const struct umbra_notifier_ops nothing = { 0 };
+
+Test(module_direct, a_chain_without_room_is_an_error)
+{
+	const struct umbra_ring_consumer ring = {
+		.records = records, .mask = RECORDS - 1, .state = &state, .consumer = &consumer
+	};
+	struct umbra_notifier others[UMBRA_CHAIN_MAX];
+	struct umbra_chain *chain;
+	struct hva_range all;
+
+	cr_assert_eq(umbra_chain_create(&chain, &umbra_os_posix), 0);
+	for (int i = 0; i < UMBRA_CHAIN_MAX; i++) {
+		others[i] = (struct umbra_notifier){ &nothing, "other" };
+		cr_assert_eq(umbra_chain_register(chain, &others[i]), 0);
+	}
+	all = fake_range(0, 8);
+	cr_expect_eq(module_over(&m, chain, &ring, bitmap, &all, 1, UMBRA_PAGE_SHIFT), -ENOSPC);
+	for (int i = 0; i < UMBRA_CHAIN_MAX; i++)
+		umbra_chain_unregister(chain, &others[i]);
+	umbra_chain_destroy(chain);
 }
