@@ -309,26 +309,3 @@ Test(module_direct, a_chain_that_is_full_has_no_room_for_a_source)
 	cr_expect_eq(module_over(&m, f->chain, &ring, bitmap, &all, 1, UMBRA_PAGE_SHIFT), 0);
 	end();
 }
-
-static const struct umbra_notifier_ops nothing = { 0 };
-
-Test(module_direct, a_chain_without_room_is_an_error)
-{
-	const struct umbra_ring_consumer ring = {
-		.records = records, .mask = RECORDS - 1, .state = &state, .consumer = &consumer
-	};
-	struct umbra_notifier others[UMBRA_CHAIN_MAX];
-	struct umbra_chain *chain;
-	struct hva_range all;
-
-	cr_assert_eq(umbra_chain_create(&chain, &umbra_os_posix), 0);
-	for (int i = 0; i < UMBRA_CHAIN_MAX; i++) {
-		others[i] = (struct umbra_notifier){ &nothing, "other" };
-		cr_assert_eq(umbra_chain_register(chain, &others[i]), 0);
-	}
-	all = fake_range(0, 8);
-	cr_expect_eq(module_over(&m, chain, &ring, bitmap, &all, 1, UMBRA_PAGE_SHIFT), -ENOSPC);
-	for (int i = 0; i < UMBRA_CHAIN_MAX; i++)
-		umbra_chain_unregister(chain, &others[i]);
-	umbra_chain_destroy(chain);
-}
