@@ -55,7 +55,7 @@ Test(proc, a_folio_larger_than_2m_is_taken_for_torn)
 		words[i] = KPF_TAIL | KPF_ANON;
 	cr_assert_eq(ftruncate(flags, at + (off_t)sizeof(words) + 4096), 0);
 	cr_assert_eq(pwrite(flags, words, sizeof(words), at), (ssize_t)sizeof(words));
-	cr_assert(!umbra_madvise(h.own, hva_range_of(p + 3 * PAGE, PAGE), MADV_COLD));
+	cr_assert(!umbra_madvise(h.own, hva_range_of(p + 2 * PAGE, 2 * PAGE), MADV_COLD));
 	cr_expect_leq(host_leaves(&h, p, SEEN_PAGES * PAGE), 3, "the folio begins at the fourth");
 	close(flags);
 }

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include <vmm/tracefs.h>
@@ -18,6 +19,7 @@ static char *memory;
 static struct umbra_tracepoint *w;
 static unsigned int heard;
 static struct umbra_tracepoint_record last;
+static struct umbra_tracepoint_config config;
 
 static void on_record(void *ctx, const struct umbra_tracepoint_record *rec)
 {
@@ -33,8 +35,7 @@ static void begin(bool stacks)
 {
 	const int kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	const int vm = kvm < 0 ? -1 : ioctl(kvm, KVM_CREATE_VM, 0);
-	struct umbra_tracepoint_config config = { .nr = 1, .stacks = stacks };
-	struct hva_range r;
+	static struct hva_range r;
 	char why[200] = "";
 	int e;
 
@@ -47,6 +48,8 @@ static void begin(bool stacks)
 	cr_assert_neq(memory, MAP_FAILED);
 	memset(memory, 1, PAGES * 4096);
 	r = (struct hva_range){ { (uintptr_t)memory }, { (uintptr_t)memory + PAGES / 2 * 4096 } };
+	config.nr = 1;
+	config.stacks = stacks;
 	config.ranges = &r;
 	e = umbra_tracepoint_open(&w, &config);
 	if (e == -EACCES || e == -EPERM) {
@@ -64,6 +67,7 @@ Test(witness, every_discard_is_heard_once_and_only_where_it_listens)
 	begin(false);
 	for (unsigned long i = 0; i < PAGES; i++)
 		cr_assert_eq(madvise(memory + i * 4096, 4096, MADV_DONTNEED), 0);
+	cr_expect_eq(umbra_tracepoint_wait(w, 0), 0, "the rings are not half full");
 	umbra_tracepoint_drain(w, on_record, NULL);
 	cr_expect_eq(heard, PAGES / 2);
 	cr_expect_eq(last.hva.start.v, (uintptr_t)memory + (PAGES / 2 - 1) * 4096);
@@ -123,4 +127,21 @@ Test(witness, a_stack_names_the_path)
 	cr_expect_null(tracefs_symbol(symbols, 0));
 	tracefs_symbols_free(symbols);
 	umbra_tracepoint_close(w);
+}
+
+Test(witness, who_may_open_too_few_files_gets_none_and_keeps_none)
+{
+	struct rlimit files;
+	int next;
+
+	begin(false);
+	umbra_tracepoint_close(w);
+	next = dup(0);
+	cr_assert_geq(next, 0);
+	close(next);
+	cr_assert_eq(getrlimit(RLIMIT_NOFILE, &files), 0);
+	files.rlim_cur = (rlim_t)next + 2;
+	cr_assert_eq(setrlimit(RLIMIT_NOFILE, &files), 0);
+	cr_expect_eq(umbra_tracepoint_open(&w, &config), -EMFILE);
+	cr_expect_eq(dup(0), next, "all are closed again");
 }
