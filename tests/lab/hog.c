@@ -13,7 +13,7 @@ int main(int argc, char **argv)
 {
 	const unsigned long mib = argc == 2 ? strtoul(argv[1], NULL, 10) : 0;
 	const unsigned long pages = (mib << 20) / PAGE;
-	const struct timespec pause = { 0, 4 * 1000 * 1000 }; /* the guest wants the CPUs, too */
+	const struct timespec pause = { 0, 20 * 1000 * 1000 }; /* the guest wants the CPUs, too */
 	volatile uint64_t *at;
 
 	if (!mib || mib > 1 << 20) {
