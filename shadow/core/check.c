@@ -141,6 +141,11 @@ static void check_table(struct checker *c, uint32_t index, unsigned int level, u
 	expect(c, is_root || count > 0, "I8: an empty table is linked, gfn", base);
 }
 
+static bool stands_for(const struct slot_by_hva *h, const struct umbra_memslot *s)
+{
+	return h->start == s->hva.v && h->end == s->hva.v + (s->npages << UMBRA_PAGE_SHIFT);
+}
+
 static void check_slots(struct checker *c)
 {
 	const struct umbra_mmu *mmu = c->mmu;
@@ -154,7 +159,7 @@ static void check_slots(struct checker *c)
 		       i == 0 || mmu->slots[i - 1].pub.gfn.v + mmu->slots[i - 1].pub.npages <=
 					 s->gfn.v,
 		       "I12: slots out of order or overlapping, gfn", s->gfn.v);
-		expect(c, h->index < mmu->nslots && mmu->slots[h->index].pub.hva.v == h->start,
+		expect(c, h->index < mmu->nslots && stands_for(h, &mmu->slots[h->index].pub),
 		       "I12: the hva index is not of the slots, hva", h->start);
 		if (h->end > max_end)
 			max_end = h->end;

@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <string.h>
 
+#include "shadow/core/private.h"
 #include "tests/support/fakehost.h"
 
 #define P  1ULL
@@ -148,4 +149,30 @@ Test(bug, a_chain_destroyed_with_a_member_stops_the_program, .signal = SIGABRT)
 	struct fake *f = fake_create(NULL);
 
 	umbra_chain_destroy(f->chain);
+}
+
+/* What stands beside the tables: counts, and the slots by host address. */
+Test(check, notices_broken_books)
+{
+	struct fake *f = fake_create(&(struct fake_config){ .flags = UMBRA_MMU_RECORD_PFN });
+	struct umbra_mmu *mmu = f->mmu;
+	struct source_state *source = &mmu->sources[UMBRA_SOURCE_TEST];
+	struct table *leaves;
+
+	cr_assert_eq(fake_access(f, 0, 3, true, NULL), 0);
+	leaves = &mmu->tables[spte_child(mmu, *entry(f, 3, 2))];
+	expect_noticed(f, "I9", &f->root->leaves_4k, 2);
+	expect_noticed(f, "I9", &f->root->leaves_2m, 1);
+	expect_noticed(f, "I9", &mmu->stats.tables, mmu->stats.tables + 1);
+	expect_noticed(f, "I10", &source->ended, source->begun + 1);
+	expect_noticed(f, "I12", &mmu->by_hva[0].start, mmu->by_hva[0].start + 4096);
+	expect_noticed(f, "I12", &mmu->by_hva[0].end, mmu->by_hva[0].end - 4096);
+	expect_noticed(f, "I12", &mmu->by_hva[0].max_end, 0);
+	expect_noticed(f, "I13", &mmu->cleared.count, 1);
+	expect_noticed(f, "I14", (uint64_t *)&leaves->host_pfns, 0);
+	expect_noticed(f, "I15", &mmu->queued, 1);
+	mmu->released = true;
+	cr_expect_eq(umbra_check(mmu, NULL, NULL), 1, "I11");
+	mmu->released = false;
+	fake_destroy(f);
 }
