@@ -4,6 +4,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include "shadow/events/hostmap.h"
+#include "shadow/events/uffd.h"
 #include "tests/integration/events_uffd.h"
 
 TestSuite(proc, .init = init, .fini = fini, .timeout = 60);
@@ -74,11 +75,24 @@ static int sleep_until_let_go(void *arg)
 	return 0;
 }
 
-/* As long as there are more than can be watched, a REMOVE stays refused. */
+static void *discard_page_by_page(void *p)
+{
+	for (size_t i = 1; i <= UFFD_PENDING; i++)
+		if (madvise((char *)p + i * PAGE, PAGE, MADV_DONTNEED))
+			return p;
+	return NULL;
+}
+
+/*
+ * As long as there are more than can be watched, a REMOVE stays refused. When as many are pending as are remembered, no more are
+ * read: who caused them waits.
+ */
 Test(proc, more_processes_with_the_address_space_than_are_remembered)
 {
 	const struct timespec tick = { .tv_nsec = 1000000 };
 	const size_t bytes = 64 << 10;
+	pthread_t discarder;
+	void *failed;
 	int pid[17];
 	char *p, *stacks;
 
@@ -104,12 +118,24 @@ Test(proc, more_processes_with_the_address_space_than_are_remembered)
 		cr_assert_eq(host_fault_once(&h, p, RW), UMBRA_FAULT_RETRY);
 		nanosleep(&tick, NULL);
 	}
+	cr_assert(!pthread_create(&discarder, NULL, discard_page_by_page, p));
+	do {
+		nanosleep(&tick, NULL);
+		umbra_uffd_stats(uffd, &stats);
+	} while (stats.unsettled < UFFD_PENDING);
+	for (int i = 0; i < 30; i++) {
+		umbra_uffd_stats(uffd, &stats);
+		cr_assert_eq(stats.removes, UFFD_PENDING, "the last one is not read");
+		nanosleep(&tick, NULL);
+	}
 	let_go = true;
 	for (size_t i = 0; i < 17; i++)
 		cr_assert_eq(waitpid(pid[i], NULL, 0), pid[i]);
+	pthread_join(discarder, &failed);
+	cr_assert_null(failed);
 	drain();
-	cr_assert_eq(stats.settled, 1);
-	cr_assert(host_touch(&h, p, PAGE, RW));
+	cr_assert_eq(stats.settled, UFFD_PENDING + 1);
+	cr_assert(host_touch(&h, p, HUGE, RW));
 	stop_reader();
 	munmap(stacks, 17 * bytes);
 }
