@@ -26,6 +26,8 @@ static char *with_other_flags(int *flags)
 	cr_assert(host_touch(&h, p, SEEN_PAGES * PAGE, RW));
 	if (h.map->kpageflags < 0)
 		cr_skip_test("frames and their flags are root's to see");
+	if (!h.map->scan)
+		cr_skip_test("no PAGEMAP_SCAN (Linux 6.7): sizes of pages are not told");
 	cr_assert(!umbra_madvise(h.own, hva_range_of(p + 3 * PAGE, PAGE), MADV_COLD));
 	cr_assert_eq(host_leaves(&h, p, SEEN_PAGES * PAGE), SEEN_PAGES, "known to be small");
 	*flags = memfd_create("flags", MFD_CLOEXEC);
