@@ -19,5 +19,12 @@ lab-long: ##@ every test in the lab on both kernels, npt=1 and npt=0; takes an h
 	@$(MAKE) --no-print-directory lab-long-build
 	@BUILD='$(BUILD)' tools/lab/long
 
+.PHONY: lab-debug lab-debug-build
+lab-debug-build: all $(BUILD)/kmod/kmod_test $(BUILD)/lab-tests/stress
+lab-debug: ##@ the module on kernels with KASAN, lockdep, kmemleak and KCSAN; builds them first, an hour in all
+	@tools/deps check
+	@$(MAKE) --no-print-directory lab-debug-build
+	@BUILD='$(BUILD)' tools/lab/debug/run
+
 # By environment or on make's command line: the settings of docs/lab.md.
 export KERNEL NPT SMP MEM SWAP HUGEPAGES LIMIT LAB_ENV
