@@ -65,7 +65,7 @@ static void lost(void)
 static void asleep_in_a_spinlock(void)
 {
 	spin_lock(&atomic);
-	msleep(1);
+	might_sleep();
 	spin_unlock(&atomic);
 }
 
