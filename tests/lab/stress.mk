@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: BSD-2-Clause
-# Watches stress-ng's processes through the kernel module, in the lab: tests/lab/stress.sh.
+# Watches stress-ng's processes through the kernel module, in the lab: tests/lab/stress. Not in `make check`: of five runs
+# on a very busy machine one ended in a panic of the emulated kernel, which has not been explained.
 LAB_STRESS := $(BUILD)/lab-tests/stress
 
 $(LAB_STRESS): tests/lab/stress.c $(wildcard include/abi/notifier*.h)
 	@mkdir -p $(@D)
 	$(call say,CC,$@)$(CC) $(CFLAGS) $(UCFLAGS) -o $@ $<
-CHECK_BUILD += $(LAB_STRESS)
 lab-long-build: $(LAB_STRESS)
+
+.PHONY: lab-stress
+lab-stress: ##@ stress-ng in processes that are watched through the module, in the lab; STRESS_SECONDS=n
+	@tools/deps check
+	@$(MAKE) --no-print-directory all $(LAB_STRESS)
+	@BUILD='$(BUILD)' tests/lab/stress
