@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-# Watches stress-ng's processes through the kernel module, in the lab: tests/lab/stress. Not in `make check`: of five runs
-# on a very busy machine one ended in a panic of the emulated kernel, which has not been explained.
+# Watches stress-ng's processes through the kernel module, in the lab: tests/lab/stress.
 LAB_STRESS := $(BUILD)/lab-tests/stress
 
 $(LAB_STRESS): tests/lab/stress.c $(wildcard include/abi/notifier*.h)
