@@ -135,24 +135,6 @@ static bool in_time(const struct announced *a, uint64_t time)
 	return a->from <= time + slack && (a->to == ~0ULL || time <= a->to + slack);
 }
 
-/* What @a covers of @need is cut off its ends; from the middle nothing is. Returns: whether they meet at all. */
-static bool cut(const struct announced *a, struct hva_range *need)
-{
-	const uint64_t start = a->hva.start.v & ~(UMBRA_PAGE_SIZE - 1);
-	const uint64_t end =
-		a->hva.end.v > ~UMBRA_PAGE_SIZE
-			? ~0ULL
-			: (a->hva.end.v + UMBRA_PAGE_SIZE - 1) & ~(UMBRA_PAGE_SIZE - 1);
-
-	if (start >= need->end.v || end <= need->start.v)
-		return false;
-	if (start <= need->start.v)
-		need->start.v = end < need->end.v ? end : need->end.v;
-	else if (end >= need->end.v)
-		need->end.v = start;
-	return true;
-}
-
 enum announcement { NOBODY, NARROWER, WHOLE, FORGOTTEN };
 
 static enum announcement look_up(struct witness *w, const struct umbra_tracepoint_record *rec)
@@ -169,7 +151,7 @@ static enum announcement look_up(struct witness *w, const struct umbra_tracepoin
 	for (uint64_t i = w->announced_nr; i > oldest && need.start.v < need.end.v; i--) {
 		const struct announced *a = &w->announced[(i - 1) % ANNOUNCED_MAX];
 
-		met |= in_time(a, rec->time_ns) && cut(a, &need);
+		met |= in_time(a, rec->time_ns) && hva_range_cut(&need, a->hva);
 	}
 	forgot = oldest && w->announced[oldest % ANNOUNCED_MAX].from > rec->time_ns;
 	pthread_mutex_unlock(&w->lock);

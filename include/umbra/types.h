@@ -91,4 +91,20 @@ static inline struct hva_range hva_range_widen(struct hva_range r)
 	return r;
 }
 
+/*
+ * hva_range_cut - what the pages that @by touches cover of @r is cut off its ends; from its middle nothing is.
+ * Returns: whether they meet at all.
+ */
+static inline bool hva_range_cut(struct hva_range *r, struct hva_range by)
+{
+	by = hva_range_widen(by);
+	if (!hva_ranges_meet(*r, by))
+		return false;
+	if (by.start.v <= r->start.v)
+		r->start.v = by.end.v < r->end.v ? by.end.v : r->end.v;
+	else if (by.end.v >= r->end.v)
+		r->end.v = by.start.v;
+	return true;
+}
+
 #endif

@@ -142,23 +142,6 @@ static bool fits(const struct direct_announced *a, const struct direct_told *t)
 	       (slack || !a->who || a->who == t->who);
 }
 
-/* What @a covers of @need is cut off its ends. */
-static void cut(const struct direct_announced *a, struct hva_range *need)
-{
-	const uint64_t start = a->hva.start.v & ~(UMBRA_PAGE_SIZE - 1);
-	const uint64_t end =
-		a->hva.end.v > ~UMBRA_PAGE_SIZE
-			? ~0ULL
-			: (a->hva.end.v + UMBRA_PAGE_SIZE - 1) & ~(UMBRA_PAGE_SIZE - 1);
-
-	if (start >= need->end.v || end <= need->start.v)
-		return;
-	if (start <= need->start.v)
-		need->start.v = end < need->end.v ? end : need->end.v;
-	else if (end >= need->end.v)
-		need->end.v = start;
-}
-
 /* Lock held. Newest first: a batch is in ascending order, and is cut off from its end. */
 static bool covered(const struct direct *d, const struct direct_told *t)
 {
@@ -169,7 +152,7 @@ static bool covered(const struct direct *d, const struct direct_told *t)
 		const struct direct_announced *a = &d->announced[(i - 1) % DIRECT_ANNOUNCED];
 
 		if (fits(a, t))
-			cut(a, &need);
+			hva_range_cut(&need, a->hva);
 	}
 	return need.start.v >= need.end.v;
 }
