@@ -148,17 +148,23 @@ static unsigned int fragile_answers(struct umbra_hostmap *map, hva_t hva)
 	       atomic_load(hostmap_fragile(map, hva, true));
 }
 
-/* The page as it is, for reading only: counted before it is looked at, see resolve_absent(). */
-static int answer_fragile(struct umbra_hostmap *map, const struct umbra_resolve_req *req,
-			  bool writable, struct umbra_resolved *res)
+/*
+ * The page as a read finds it. What is private is for reading only, and a write moves it: such an answer is counted before
+ * the page is looked at, see write_absent(). Shared memory has no copy-on-write.
+ */
+static int answer_read(struct umbra_hostmap *map, const struct umbra_resolve_req *req,
+		       const struct host_vma *vma, struct umbra_resolved *res)
 {
+	const bool shared = vma->flags & UMBRA_VMA_SHARED;
 	struct umbra_page now;
 	int err;
 
-	atomic_fetch_add(hostmap_fragile(map, req->hva, false), 1);
-	atomic_fetch_add(hostmap_fragile(map, req->hva, true), 1);
+	if (!shared) {
+		atomic_fetch_add(hostmap_fragile(map, req->hva, false), 1);
+		atomic_fetch_add(hostmap_fragile(map, req->hva, true), 1);
+	}
 	err = look(map, req, false, &now);
-	return err ? err : answer(req, &now, writable, res);
+	return err ? err : answer(req, &now, shared && (vma->flags & UMBRA_VMA_WRITE), res);
 }
 
 /*
@@ -194,21 +200,17 @@ static int resolve_absent(struct umbra_hostmap *map, struct umbra_chain *chain,
 {
 	atomic_uint *writing = hostmap_writing(map, req->hva);
 	struct host_vma vma;
-	bool shared;
 	int err;
 
 	if (!(req->access & UMBRA_ACCESS_WRITE)) {
 		err = hostmap_vma(map, req->hva, &vma);
 		if (err)
 			return err == -ENOENT ? -EFAULT : err;
-		shared = vma.flags & UMBRA_VMA_SHARED;
 		/* A read of fresh anonymous memory gets a page of its own: the zero page would cost
 		 * a second fault. */
-		if (!(vma.flags & UMBRA_VMA_WRITE) || shared || vma.file) {
+		if (!(vma.flags & UMBRA_VMA_WRITE) || (vma.flags & UMBRA_VMA_SHARED) || vma.file) {
 			err = populate(req->hva, MADV_POPULATE_READ);
-			return err ? err
-				   : answer_fragile(map, req,
-						    shared && (vma.flags & UMBRA_VMA_WRITE), res);
+			return err ? err : answer_read(map, req, &vma, res);
 		}
 	}
 	atomic_fetch_add(writing, 1);
@@ -263,7 +265,7 @@ static int resolve_read(struct umbra_hostmap *map, struct umbra_chain *chain,
 	shared = vma.flags & UMBRA_VMA_SHARED;
 	if (writable && !shared && !moves)
 		return write_in_place(map, chain, req, page, res);
-	return answer_fragile(map, req, writable && shared, res);
+	return answer_read(map, req, &vma, res);
 }
 
 int umbra_hostmap_resolve(struct umbra_hostmap *map, struct umbra_chain *chain,
