@@ -354,7 +354,7 @@ int device_tlb_create(struct device_tlb **out, struct umbra_chain *chain, struct
 	tlb = calloc(1, sizeof(*tlb));
 	if (!tlb)
 		return -ENOMEM;
-	tlb->notifier = (struct umbra_notifier){ &tlb_ops, "device-tlb" };
+	tlb->notifier = (struct umbra_notifier){ .ops = &tlb_ops, .name = "device-tlb" };
 	tlb->chain = chain;
 	tlb->map = map;
 	pthread_mutex_init(&tlb->lock, NULL);

@@ -446,7 +446,7 @@ int remote_create(struct remote **out, const struct remote_config *config)
 	r = calloc(1, sizeof(*r));
 	if (!r)
 		return -ENOMEM;
-	r->notifier = (struct umbra_notifier){ &remote_ops, "remote" };
+	r->notifier = (struct umbra_notifier){ .ops = &remote_ops, .name = "remote" };
 	r->config = *config;
 	pthread_mutex_init(&r->lock, NULL);
 	pthread_condattr_init(&attr);

@@ -231,7 +231,7 @@ static int make_tables(struct oracle *o)
 	e = e ? e : umbra_chain_register(o->chain, umbra_mmu_notifier(o->mmu));
 	if (e)
 		return e;
-	o->listener = (struct umbra_notifier){ &oracle_listener_ops, "oracle" };
+	o->listener = (struct umbra_notifier){ .ops = &oracle_listener_ops, .name = "oracle" };
 	e = umbra_chain_register(o->chain, &o->listener);
 	o->on_chain = !e;
 	e = e ? e : umbra_root_create(o->mmu, UMBRA_ROOT_MIRROR, &o->root);

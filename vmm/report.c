@@ -63,7 +63,7 @@ int report_create(struct vm *vm, struct vm_error *err)
 
 	if (!r)
 		return vm_fail_host(err, ENOMEM, "the report");
-	r->notifier = (struct umbra_notifier){ &ops, "report" };
+	r->notifier = (struct umbra_notifier){ .ops = &ops, .name = "report" };
 	r->vm = vm;
 	e = umbra_chain_register(vm->chain, &r->notifier);
 	if (e) {

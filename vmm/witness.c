@@ -378,7 +378,7 @@ int witness_create(struct vm *vm, struct vm_error *err)
 	pthread_mutex_init(&w->lock, NULL);
 	w->self = getpid();
 	w->ram = ram;
-	w->listener = (struct umbra_notifier){ &listener_ops, "witness" };
+	w->listener = (struct umbra_notifier){ .ops = &listener_ops, .name = "witness" };
 	learn_kthreads(w);
 	if (vm->config.stacks) {
 		w->symbols = tracefs_symbols_load();

@@ -107,10 +107,15 @@ struct umbra_notifier_ops {
 	void (*release)(struct umbra_notifier *n);
 };
 
-/* A consumer embeds this; it stays valid until umbra_chain_unregister() has returned. */
+/*
+ * A consumer embeds this; it stays valid, and as it is, until umbra_chain_unregister() has returned.
+ * @deaf: bits (1U << enum umbra_source) of sources whose starts and ends it is not told of. 0 for whoever keeps translations;
+ * for those who count or record, who then cost the other sources nothing. Of young and release everybody is told.
+ */
 struct umbra_notifier {
 	const struct umbra_notifier_ops *ops;
 	const char *name;
+	uint32_t deaf;
 };
 
 /*

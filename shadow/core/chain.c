@@ -18,6 +18,8 @@ struct member {
 
 #define LEFT_WAITED 1U
 #define CALLBACK    2U
+#define ONLY_NONE   (-1)
+#define EVERYBODY   UINT32_MAX
 
 /*
  * What a member that joined while invalidations were open is still to be told: @owed starts, one being told included, and
@@ -40,6 +42,8 @@ struct umbra_chain {
 	unsigned int used;    /* members beyond were never taken */
 	unsigned int in_debt; /* members that have a debt */
 	uint64_t joins;
+	int8_t only
+		[UMBRA_SOURCE_NR]; /* place of the one member told of a source; ONLY_NONE: none or more */
 	struct open_state sources[UMBRA_SOURCE_NR];
 	struct debt debts[UMBRA_CHAIN_MAX]; /* of the member at the same place */
 };
@@ -61,6 +65,28 @@ static void unlock(struct umbra_chain *c)
 	c->os->mutex_unlock(c->lock);
 }
 
+static bool hears(const struct umbra_notifier *n, uint32_t sources)
+{
+	return sources == EVERYBODY || sources & ~n->deaf;
+}
+
+/* Lock held. After each change of who is a member. */
+static void find_only(struct umbra_chain *c)
+{
+	for (unsigned int source = 0; source < UMBRA_SOURCE_NR; source++) {
+		unsigned int found = 0;
+
+		c->only[source] = ONLY_NONE;
+		for (unsigned int i = 0; i < c->used; i++) {
+			const struct member *m = &c->members[i];
+
+			if (!m->n || m->leaving || !hears(m->n, 1U << source))
+				continue;
+			c->only[source] = found++ ? ONLY_NONE : (int8_t)i;
+		}
+	}
+}
+
 int umbra_chain_create(struct umbra_chain **chain, const struct umbra_os *os)
 {
 	struct umbra_chain *c = os->alloc(sizeof(*c));
@@ -68,6 +94,7 @@ int umbra_chain_create(struct umbra_chain **chain, const struct umbra_os *os)
 	if (!c)
 		return -ENOMEM;
 	c->os = os;
+	find_only(c);
 	c->lock = os->mutex_create();
 	if (!c->lock) {
 		os->free(c, sizeof(*c));
@@ -88,14 +115,14 @@ void umbra_chain_destroy(struct umbra_chain *chain)
 	os->free(chain, sizeof(*chain));
 }
 
-/* Lock held. */
-static void round_get(struct umbra_chain *c, struct round *r)
+/* Lock held. @sources: bits, those who hear any of them. */
+static void round_get(struct umbra_chain *c, uint32_t sources, struct round *r)
 {
 	r->mask = 0;
 	for (unsigned int i = 0; i < c->used; i++) {
 		struct member *m = &c->members[i];
 
-		if (!m->n || m->leaving)
+		if (!m->n || m->leaving || !hears(m->n, sources))
 			continue;
 		m->entered += CALLBACK;
 		r->n[i] = m->n;
@@ -193,7 +220,7 @@ static bool debt_of(const struct umbra_chain *c, const struct umbra_notifier *n,
 	for (unsigned int i = 0; i < UMBRA_SOURCE_NR && n->ops->invalidate_range_start; i++) {
 		const struct open_state *s = &c->sources[i];
 
-		debt->owed[i] = s->counts.begun - s->counts.ended;
+		debt->owed[i] = hears(n, 1U << i) ? s->counts.begun - s->counts.ended : 0;
 		any |= debt->owed[i] != 0;
 		r[i] = (struct umbra_range){
 			.hull = { { s->lo }, { s->hi } },
@@ -231,6 +258,7 @@ int umbra_chain_register(struct umbra_chain *chain, struct umbra_notifier *n)
 	m->leaving = false;
 	if (place >= chain->used)
 		chain->used = place + 1;
+	find_only(chain);
 	owes = debt_of(chain, n, &chain->debts[place], open);
 	if (owes) {
 		chain->in_debt++;
@@ -282,6 +310,7 @@ void umbra_chain_unregister(struct umbra_chain *chain, struct umbra_notifier *n)
 			m = &chain->members[i];
 	if (m) {
 		m->leaving = true;
+		find_only(chain);
 		wait_for_callbacks(chain, m);
 		m->n = NULL;
 	}
@@ -327,7 +356,7 @@ static void roll_back(struct umbra_chain *chain, const struct umbra_range *r,
 		chain->os->bug("a consumer refused a forced invalidation");
 	lock(chain);
 	count_end(chain, r);
-	round_get(chain, &now);
+	round_get(chain, 1U << r->source, &now);
 	for_each_member (i, now.mask) {
 		const bool same = started->mask >> i & 1 && started->joined[i] == now.joined[i];
 
@@ -342,15 +371,18 @@ static void roll_back(struct umbra_chain *chain, const struct umbra_range *r,
 }
 
 /*
- * The only member, entered; or NULL, if there are more or none. Lock held. A chain of one is what nearly everybody has:
- * it is spared the loops.
+ * The only member that is told of @source, entered, and its place; or NULL, if there are more or none. Lock held. One
+ * is what nearly everybody has: it is spared the loops.
  */
-static struct umbra_notifier *enter_only(struct umbra_chain *c)
+static struct umbra_notifier *enter_only(struct umbra_chain *c, enum umbra_source source,
+					 int *place)
 {
-	struct member *m = &c->members[0];
+	struct member *m;
 
-	if (c->used != 1 || c->in_debt || !m->n || m->leaving)
+	*place = c->only[source];
+	if (*place == ONLY_NONE || c->in_debt)
 		return NULL;
+	m = &c->members[*place];
 	m->entered += CALLBACK;
 	return m->n;
 }
@@ -381,13 +413,13 @@ int umbra_invalidate_start(struct umbra_chain *chain, const struct umbra_range *
 {
 	struct umbra_notifier *only;
 	struct round round;
-	int rc = 0;
+	int place, rc = 0;
 
 	lock(chain);
 	count_begin(chain, r);
-	only = enter_only(chain);
+	only = enter_only(chain, r->source, &place);
 	if (!only)
-		round_get(chain, &round);
+		round_get(chain, 1U << r->source, &round);
 	unlock(chain);
 
 	if (!only)
@@ -395,15 +427,14 @@ int umbra_invalidate_start(struct umbra_chain *chain, const struct umbra_range *
 	if (only->ops->invalidate_range_start)
 		rc = only->ops->invalidate_range_start(only, r);
 	if (rc) {
-		/* as if it had been the first of a round */
-		round.mask = 1;
-		round.n[0] = only;
-		round.joined[0] =
-			chain->members[0].joined; /* it is held: the place is still its own */
+		/* as if it had been the first of a round; it is held: the place is still its own */
+		round.mask = 1U << place;
+		round.n[place] = only;
+		round.joined[place] = chain->members[place].joined;
 		roll_back(chain, r, &round, 0);
 		return rc;
 	}
-	leave(chain, 0);
+	leave(chain, (unsigned int)place);
 	return 0;
 }
 
@@ -412,19 +443,20 @@ void umbra_invalidate_end(struct umbra_chain *chain, const struct umbra_range *r
 	struct umbra_notifier *only;
 	struct round round;
 	uint32_t mask = 0;
+	int place;
 
 	lock(chain);
 	count_end(chain, r);
-	only = enter_only(chain);
+	only = enter_only(chain, r->source, &place);
 	if (!only) {
-		round_get(chain, &round);
+		round_get(chain, 1U << r->source, &round);
 		mask = tell_end(chain, round.mask, r->source);
 	}
 	unlock(chain);
 	if (only) {
 		if (only->ops->invalidate_range_end)
 			only->ops->invalidate_range_end(only, r);
-		leave(chain, 0);
+		leave(chain, (unsigned int)place);
 		return;
 	}
 	end_members(&round, r, mask);
@@ -439,7 +471,7 @@ static bool young(struct umbra_chain *chain, struct hva_range r, enum young_op o
 	bool any = false;
 
 	lock(chain);
-	round_get(chain, &round);
+	round_get(chain, EVERYBODY, &round);
 	unlock(chain);
 	for_each_member (i, round.mask) {
 		const struct umbra_notifier_ops *ops = round.n[i]->ops;
@@ -475,7 +507,7 @@ void umbra_release(struct umbra_chain *chain)
 	struct round round;
 
 	lock(chain);
-	round_get(chain, &round);
+	round_get(chain, EVERYBODY, &round);
 	unlock(chain);
 	for_each_member (i, round.mask)
 		if (round.n[i]->ops->release)

@@ -60,11 +60,6 @@ static struct direct *direct_of(struct umbra_notifier *n)
 	return (struct direct *)(void *)((char *)n - offsetof(struct direct, listener));
 }
 
-static bool concerns(const struct umbra_range *r)
-{
-	return r->source == UMBRA_SOURCE_OWN || r->source == UMBRA_SOURCE_UFFD;
-}
-
 static void announce(struct direct *d, const struct umbra_range *r, struct hva_range part,
 		     uint64_t now)
 {
@@ -79,11 +74,8 @@ static void announce(struct direct *d, const struct umbra_range *r, struct hva_r
 static int on_start(struct umbra_notifier *n, const struct umbra_range *r)
 {
 	struct direct *d = direct_of(n);
-	uint64_t now;
+	const uint64_t now = now_ns();
 
-	if (!concerns(r))
-		return 0;
-	now = now_ns();
 	pthread_mutex_lock(&d->lock);
 	for (uint32_t i = 0; i < r->nr; i++)
 		announce(d, r, r->v[i], now);
@@ -113,11 +105,8 @@ static void end_one(struct direct *d, const struct umbra_range *r, struct hva_ra
 static void on_end(struct umbra_notifier *n, const struct umbra_range *r)
 {
 	struct direct *d = direct_of(n);
-	uint64_t now;
+	const uint64_t now = now_ns();
 
-	if (!concerns(r))
-		return;
-	now = now_ns();
 	pthread_mutex_lock(&d->lock);
 	for (uint32_t i = 0; i < r->nr; i++)
 		end_one(d, r, r->v[i], now);
@@ -209,7 +198,12 @@ int direct_init(struct direct *d, struct umbra_chain *chain)
 
 	memset(d, 0, sizeof(*d));
 	pthread_mutex_init(&d->lock, NULL);
-	d->listener = (struct umbra_notifier){ &ops, "direct" };
+	d->listener = (struct umbra_notifier){
+		.ops = &ops,
+		.name = "direct",
+		/* of all others nothing is to be known, and they are many */
+		.deaf = ~(1U << UMBRA_SOURCE_OWN | 1U << UMBRA_SOURCE_UFFD),
+	};
 	d->chain = chain;
 	e = umbra_chain_register(chain, &d->listener);
 	if (e)

@@ -35,7 +35,7 @@ static void on_end(struct umbra_notifier *n, const struct umbra_range *r)
 
 static const struct umbra_notifier_ops ops = { .invalidate_range_start = on_start,
 					       .invalidate_range_end = on_end };
-static struct umbra_notifier witness = { &ops, "witness" };
+static struct umbra_notifier witness = { .ops = &ops, .name = "witness" };
 
 static uint32_t flags_at(const char *at)
 {

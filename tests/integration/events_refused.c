@@ -32,7 +32,7 @@ static int refuse(struct umbra_notifier *n, const struct umbra_range *r)
 }
 
 static const struct umbra_notifier_ops refuser_ops = { .invalidate_range_start = refuse };
-static struct umbra_notifier refuser = { &refuser_ops, "refuser" };
+static struct umbra_notifier refuser = { .ops = &refuser_ops, .name = "refuser" };
 static char *p;
 static int file;
 

@@ -140,7 +140,7 @@ static int never(struct umbra_notifier *n, const struct umbra_range *r)
 }
 
 static const struct umbra_notifier_ops never_ops = { .invalidate_range_start = never };
-static struct umbra_notifier refuser = { &never_ops, "never" };
+static struct umbra_notifier refuser = { .ops = &never_ops, .name = "never" };
 
 static void forced_and_refused(void)
 {

@@ -62,7 +62,7 @@ static const struct umbra_notifier_ops consumer_ops = {
 
 static struct consumer consumer(void)
 {
-	return (struct consumer){ .n = { &consumer_ops, "test" } };
+	return (struct consumer){ .n = { .ops = &consumer_ops, .name = "test" } };
 }
 
 Test(chain, every_member_is_told_and_counts_balance)
@@ -172,6 +172,97 @@ Test(chain, young_asks_everyone_and_ors)
 	cr_assert_not(umbra_test_young(f->chain, fake_range(0, 1)));
 	umbra_chain_unregister(f->chain, &a.n);
 	umbra_chain_unregister(f->chain, &b.n);
+	fake_destroy(f);
+}
+
+static void own_bracket(struct fake *f)
+{
+	struct umbra_range r = fake_test_range(0, 1, UMBRA_RANGE_BLOCKABLE);
+
+	r.source = UMBRA_SOURCE_OWN;
+	cr_assert_eq(umbra_invalidate_start(f->chain, &r), 0);
+	umbra_invalidate_end(f->chain, &r);
+}
+
+Test(chain, who_is_deaf_to_a_source_is_told_of_all_else)
+{
+	struct fake *f = fake_create(NULL);
+	struct consumer a = consumer();
+
+	a.n.deaf = 1U << UMBRA_SOURCE_TEST;
+	cr_assert_eq(umbra_chain_register(f->chain, &a.n), 0);
+	fake_invalidate(f, 0, 1);
+	cr_assert(a.starts == 0 && a.ends == 0);
+	own_bracket(f);
+	cr_assert(a.starts == 1 && a.ends == 1);
+	cr_assert_eq(fake_stats(f).starts, 2, "the tables hear both");
+	umbra_chain_unregister(f->chain, &a.n);
+
+	a.n.deaf = UINT32_MAX;
+	cr_assert_eq(umbra_chain_register(f->chain, &a.n), 0);
+	own_bracket(f);
+	umbra_test_young(f->chain, fake_range(0, 1));
+	umbra_release(f->chain);
+	cr_assert(a.starts == 1 && a.youngs == 1 && a.releases == 2);
+	umbra_chain_unregister(f->chain, &a.n);
+	fake_destroy(f);
+}
+
+Test(chain, who_is_deaf_to_a_source_is_owed_nothing_of_it_on_joining)
+{
+	struct fake *f = fake_create(NULL);
+	struct consumer a = consumer();
+	const struct umbra_range test = fake_test_range(0, 1, UMBRA_RANGE_BLOCKABLE);
+	struct umbra_range own = test;
+
+	own.source = UMBRA_SOURCE_OWN;
+	a.n.deaf = 1U << UMBRA_SOURCE_TEST;
+	umbra_invalidate_start(f->chain, &test);
+	umbra_invalidate_start(f->chain, &own);
+	cr_assert_eq(umbra_chain_register(f->chain, &a.n), 0);
+	cr_assert_eq(a.starts, 1);
+	umbra_invalidate_end(f->chain, &test);
+	cr_assert_eq(a.ends, 0);
+	umbra_invalidate_end(f->chain, &own);
+	cr_assert_eq(a.ends, 1);
+	umbra_chain_unregister(f->chain, &a.n);
+	fake_destroy(f);
+}
+
+/* The only one told of a source need not be the first of the chain, and may be another tomorrow. */
+Test(chain, the_only_one_told_of_a_source_may_refuse_wherever_it_stands)
+{
+	struct fake *f = fake_create(NULL);
+	const struct umbra_range r = fake_test_range(0, 1, 0);
+	struct consumer deaf = consumer(), only = consumer(), second = consumer();
+	struct umbra_chain *chain;
+
+	cr_assert_eq(umbra_chain_create(&chain, &umbra_os_posix), 0);
+	cr_assert_eq(umbra_invalidate_start(chain, &r), 0, "nobody is there");
+	umbra_invalidate_end(chain, &r);
+	deaf.n.deaf = 1U << UMBRA_SOURCE_TEST;
+	umbra_chain_register(chain, &deaf.n);
+	umbra_chain_register(chain, &only.n);
+	only.refuse = -EAGAIN;
+	cr_assert_eq(umbra_invalidate_start(chain, &r), -EAGAIN);
+	cr_assert(only.starts == 0 && only.ends == 0);
+	only.refuse = 0;
+	cr_assert_eq(umbra_invalidate_start(chain, &r), 0);
+	umbra_invalidate_end(chain, &r);
+	cr_assert(only.starts == 1 && only.ends == 1);
+
+	umbra_chain_register(chain, &second.n);
+	cr_assert_eq(umbra_invalidate_start(chain, &r), 0);
+	umbra_chain_unregister(chain, &only.n); /* in the middle: who is left hears the end */
+	umbra_invalidate_end(chain, &r);
+	cr_assert(only.starts == 2 && only.ends == 1);
+	cr_assert(second.starts == 1 && second.ends == 1);
+	cr_assert(deaf.starts == 0 && deaf.ends == 0);
+	cr_assert_eq(umbra_chain_counts(chain, UMBRA_SOURCE_TEST).begun, 4);
+	cr_assert_eq(umbra_chain_counts(chain, UMBRA_SOURCE_TEST).ended, 4);
+	umbra_chain_unregister(chain, &second.n);
+	umbra_chain_unregister(chain, &deaf.n);
+	umbra_chain_destroy(chain);
 	fake_destroy(f);
 }
 

@@ -46,7 +46,7 @@ static const struct umbra_notifier_ops ops = {
 };
 
 static struct umbra_chain *chain;
-static struct sleeper s = { .n = { &ops, "sleeper" }, .sleeps = true };
+static struct sleeper s = { .n = { .ops = &ops, .name = "sleeper" }, .sleeps = true };
 static struct umbra_os os;
 static _Atomic int relaxed, waits;
 

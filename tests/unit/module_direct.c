@@ -298,7 +298,7 @@ Test(module_direct, a_chain_that_is_full_has_no_room_for_a_source)
 
 	f = fake_create(NULL);
 	for (; n < UMBRA_CHAIN_MAX; n++) {
-		others[n] = (struct umbra_notifier){ &deaf, "another" };
+		others[n] = (struct umbra_notifier){ .ops = &deaf, .name = "another" };
 		if (umbra_chain_register(f->chain, &others[n]))
 			break;
 	}

@@ -48,7 +48,7 @@ Test(gate, is_shut_until_the_consumers_are_through)
 {
 	static const struct umbra_notifier_ops ops = { .invalidate_range_start = on_start,
 						       .release = on_release };
-	struct umbra_notifier witness = { &ops, "witness" };
+	struct umbra_notifier witness = { .ops = &ops, .name = "witness" };
 	struct umbra_ring_producer kernel = { records, RECORDS - 1, 0, 0, &state, &consumer };
 	const struct umbra_ring_consumer ring = { records, RECORDS - 1, 0, &state, &consumer, 0 };
 	struct fake *f = fake_create(NULL);
