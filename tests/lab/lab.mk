@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: BSD-2-Clause
-# What the suites of this directory need inside the lab: memory pressure, and vmm's memory offered to KSM. The oracle there.
-LAB_HOG	      := $(BUILD)/lab-tests/hog
-LAB_MERGEABLE := $(BUILD)/lab-tests/mergeable.so
+# What the suites of this directory need inside the lab: memory pressure, pages moved from node to node, and vmm's memory
+# offered to KSM. The oracle there.
+LAB_DISTURB	:= $(BUILD)/lab-tests/hog $(BUILD)/lab-tests/mover $(BUILD)/lab-tests/mergeable.so
 
-$(LAB_HOG): tests/lab/hog.c
+$(BUILD)/lab-tests/hog $(BUILD)/lab-tests/mover: $(BUILD)/lab-tests/%: tests/lab/%.c
 	@mkdir -p $(@D)
 	$(call say,CC,$@)$(CC) $(CFLAGS) $(UCFLAGS) -o $@ $<
-$(LAB_MERGEABLE): tests/lab/mergeable.c
+$(BUILD)/lab-tests/mergeable.so: tests/lab/mergeable.c
 	@mkdir -p $(@D)
 	$(call say,CC,$@)$(CC) $(CFLAGS) $(UCFLAGS) -fPIC -shared -o $@ $<
-CHECK_BUILD += $(LAB_HOG) $(LAB_MERGEABLE)
-lab-long-build: $(LAB_HOG) $(LAB_MERGEABLE)
+CHECK_BUILD += $(LAB_DISTURB)
+lab-long-build: $(LAB_DISTURB)
 
 .PHONY: lab-catalogue
 lab-catalogue: ##@ vmm oracle on both kernels, npt=1 and npt=0, for `make catalogue`; takes minutes
