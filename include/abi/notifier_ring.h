@@ -82,6 +82,22 @@ static inline int umbra_ring_pop(struct umbra_ring_consumer *c, struct umbra_ntf
 	return 1;
 }
 
+/*
+ * The record that umbra_ring_pop() will copy, if it is known already that there is one; or 0. It stays as it is until it is
+ * popped or skipped.
+ */
+static inline const struct umbra_ntf_record *umbra_ring_next(const struct umbra_ring_consumer *c)
+{
+	return (__s64)(c->head - c->tail) > 0 ? &c->records[c->tail & c->mask] : 0;
+}
+
+/* There is one, see umbra_ring_next(). */
+static inline void umbra_ring_skip(struct umbra_ring_consumer *c)
+{
+	c->tail++;
+	umbra_ring_store(&c->consumer->tail, c->tail);
+}
+
 /* What the kernel changes together, read together. */
 struct umbra_ntf_snapshot {
 	__u64 begun, ended, open_lo, open_hi, head, lost;

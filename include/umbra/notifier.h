@@ -94,6 +94,7 @@ struct umbra_notifier;
  * end. A FORCED range is never refused: an error from the consumer of one is a bug and stops the
  * program.
  * @invalidate_range_end: counted, not matched with its start by range or nesting.
+ * @invalidate_range: a start and its end in one, of a change that is over; it cannot be refused. NULL: both are called.
  * @clear_flush_young, @clear_young, @test_young: was anything in @r accessed since it was last
  * cleared? Never sleep, never invalidate.
  * @release: the address space is gone: drop all, establish nothing ever again. Idempotent.
@@ -101,6 +102,7 @@ struct umbra_notifier;
 struct umbra_notifier_ops {
 	int (*invalidate_range_start)(struct umbra_notifier *n, const struct umbra_range *r);
 	void (*invalidate_range_end)(struct umbra_notifier *n, const struct umbra_range *r);
+	void (*invalidate_range)(struct umbra_notifier *n, const struct umbra_range *r);
 	bool (*clear_flush_young)(struct umbra_notifier *n, struct hva_range r);
 	bool (*clear_young)(struct umbra_notifier *n, struct hva_range r);
 	bool (*test_young)(struct umbra_notifier *n, struct hva_range r);
@@ -186,6 +188,16 @@ void umbra_chain_unregister(struct umbra_chain *chain, struct umbra_notifier *n)
  */
 int umbra_invalidate_start(struct umbra_chain *chain, const struct umbra_range *r);
 void umbra_invalidate_end(struct umbra_chain *chain, const struct umbra_range *r);
+
+/*
+ * umbra_invalidate_range - the host has changed @r, and is done with it: a start and its end at once.
+ *
+ * For sources that hear of a change afterwards. On return no consumer uses a translation from before. A FORCED range: what
+ * has happened cannot be refused. Who registers meanwhile need not be told, for he asks the host as it is now.
+ *
+ * Context: any thread; may wait if BLOCKABLE.
+ */
+void umbra_invalidate_range(struct umbra_chain *chain, const struct umbra_range *r);
 
 /* The OR of all consumers' answers. Context: any thread; never sleep, never invalidate. */
 bool umbra_clear_flush_young(struct umbra_chain *chain, struct hva_range r);

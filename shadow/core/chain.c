@@ -463,6 +463,31 @@ void umbra_invalidate_end(struct umbra_chain *chain, const struct umbra_range *r
 	round_put(chain, &round);
 }
 
+void umbra_invalidate_range(struct umbra_chain *chain, const struct umbra_range *r)
+{
+	struct umbra_chain_counts *counts = &chain->sources[r->source].counts;
+	struct umbra_notifier *only;
+	int place;
+
+	lock(chain);
+	only = enter_only(chain, r->source, &place);
+	if (only && only->ops->invalidate_range) {
+		counts->begun++;
+		counts->ended++;
+	}
+	unlock(chain);
+	if (only && only->ops->invalidate_range) {
+		only->ops->invalidate_range(only, r);
+		leave(chain, (unsigned int)place);
+		return;
+	}
+	if (only)
+		leave(chain, (unsigned int)place);
+	if (umbra_invalidate_start(chain, r))
+		chain->os->bug("an invalidation of what is over was refused: it must be FORCED");
+	umbra_invalidate_end(chain, r);
+}
+
 enum young_op { YOUNG_CLEAR_FLUSH, YOUNG_CLEAR, YOUNG_TEST };
 
 static bool young(struct umbra_chain *chain, struct hva_range r, enum young_op op)

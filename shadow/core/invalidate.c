@@ -167,13 +167,32 @@ static void zap_slot_part(void *arg, struct slot *s, struct gfn_range g)
 		map_zap(root, g, &z->zapped);
 }
 
+/* Lock held. Drops what @r takes away, and opens it. Returns the ticket of what is to be flushed. */
+static uint64_t drop(struct umbra_mmu *mmu, const struct umbra_range *r, struct zapped *zapped)
+{
+	struct zap_arg z = { .mmu = mmu };
+	struct hva_range part;
+
+	for (uint32_t i = 0; range_nth(r, i, &part); i++)
+		rmap_hva(mmu, part, zap_slot_part, &z);
+	inv_begin(mmu, r, &z.zapped);
+	*zapped = z.zapped;
+	return flush_post(mmu);
+}
+
+static bool to_settle(const struct umbra_mmu *mmu, const struct umbra_range *r,
+		      const struct zapped *zapped)
+{
+	return (r->flags & UMBRA_RANGE_BLOCKABLE) && (mmu->unlinked.count || mmu->cleared.count) &&
+	       (zapped->leaves_4k || zapped->leaves_2m);
+}
+
 static int start(struct umbra_notifier *n, const struct umbra_range *r)
 {
 	struct umbra_mmu *mmu = mmu_of(n);
 	const bool forced = r->flags & UMBRA_RANGE_FORCED,
 		   may_wait = r->flags & UMBRA_RANGE_BLOCKABLE;
-	struct zap_arg z = { .mmu = mmu };
-	struct hva_range part;
+	struct zapped zapped;
 	uint64_t ticket;
 	bool settle;
 	int rc;
@@ -191,11 +210,8 @@ static int start(struct umbra_notifier *n, const struct umbra_range *r)
 		}
 		pin_lose(mmu, r);
 	}
-	for (uint32_t i = 0; range_nth(r, i, &part); i++)
-		rmap_hva(mmu, part, zap_slot_part, &z);
-	inv_begin(mmu, r, &z.zapped);
-	ticket = flush_post(mmu);
-	settle = mmu->unlinked.count || mmu->cleared.count;
+	ticket = drop(mmu, r, &zapped);
+	settle = to_settle(mmu, r, &zapped);
 	mmu_unlock(mmu);
 
 	rc = flush_wait(mmu, ticket, may_wait);
@@ -208,7 +224,7 @@ static int start(struct umbra_notifier *n, const struct umbra_range *r)
 		mmu_unlock(mmu);
 		return -EAGAIN;
 	}
-	if (may_wait && settle && (z.zapped.leaves_4k || z.zapped.leaves_2m)) {
+	if (settle) {
 		mmu_lock(mmu);
 		tables_settle(mmu, SETTLE_BUDGET);
 		mmu_unlock(mmu);
@@ -221,6 +237,28 @@ static void end(struct umbra_notifier *n, const struct umbra_range *r)
 	struct umbra_mmu *mmu = mmu_of(n);
 
 	mmu_lock(mmu);
+	inv_finish(mmu, r);
+	mmu_unlock(mmu);
+}
+
+/* start() and end() of a forced range; the lock is dropped in between only where a vCPU has to be waited for. */
+static void over(struct umbra_notifier *n, const struct umbra_range *r)
+{
+	struct umbra_mmu *mmu = mmu_of(n);
+	struct zapped zapped;
+	uint64_t ticket;
+
+	mmu_lock(mmu);
+	if (mmu->pins && (r->flags & UMBRA_RANGE_RELOCATES) && pin_meets(mmu, r))
+		pin_lose(mmu, r);
+	ticket = drop(mmu, r, &zapped);
+	if (!flush_over(mmu, ticket)) {
+		mmu_unlock(mmu);
+		flush_wait(mmu, ticket, r->flags & UMBRA_RANGE_BLOCKABLE);
+		mmu_lock(mmu);
+	}
+	if (to_settle(mmu, r, &zapped))
+		tables_settle(mmu, SETTLE_BUDGET);
 	inv_finish(mmu, r);
 	mmu_unlock(mmu);
 }
@@ -247,6 +285,7 @@ static void release(struct umbra_notifier *n)
 const struct umbra_notifier_ops mmu_notifier_ops = {
 	.invalidate_range_start = start,
 	.invalidate_range_end = end,
+	.invalidate_range = over,
 	.clear_flush_young = mmu_clear_flush_young,
 	.clear_young = mmu_clear_young,
 	.test_young = mmu_test_young,

@@ -254,6 +254,8 @@ void flush_queue_run(struct umbra_mmu *mmu, struct umbra_flush_entry *e, unsigne
 uint64_t flush_post(struct umbra_mmu *mmu);
 /* No lock held. */
 int flush_wait(struct umbra_mmu *mmu, uint64_t ticket, bool may_wait);
+/* Is it in use no more, as far as can be told without waiting? Lock held. */
+bool flush_over(struct umbra_mmu *mmu, uint64_t ticket);
 
 /* Up to @max retired tables go one step further, without waiting. Lock held. */
 void tables_settle(struct umbra_mmu *mmu, uint64_t max);

@@ -158,7 +158,7 @@ int flush_wait(struct umbra_mmu *mmu, uint64_t ticket, bool may_wait)
 	return 0;
 }
 
-static bool ticket_over(struct umbra_mmu *mmu, uint64_t ticket)
+bool flush_over(struct umbra_mmu *mmu, uint64_t ticket)
 {
 	if (ticket == TICKET_FRESH)
 		return false;
@@ -214,13 +214,13 @@ void tables_settle(struct umbra_mmu *mmu, uint64_t max)
 	uint64_t n;
 
 	for (n = 0; n < max && mmu->unlinked.count &&
-		    ticket_over(mmu, mmu->tables[mmu->unlinked.head].ticket);
+		    flush_over(mmu, mmu->tables[mmu->unlinked.head].ticket);
 	     n++)
 		table_harvest(mmu, list_pop(mmu, &mmu->unlinked));
 	if (n)
 		flush_post(mmu);
 	for (n = 0; n < max && mmu->cleared.count &&
-		    ticket_over(mmu, mmu->tables[mmu->cleared.head].ticket);
+		    flush_over(mmu, mmu->tables[mmu->cleared.head].ticket);
 	     n++)
 		table_give_back(mmu, list_pop(mmu, &mmu->cleared));
 }

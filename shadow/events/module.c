@@ -152,6 +152,20 @@ static void count_start(struct umbra_module *m, const struct umbra_ntf_record *r
 	count_nested(m, rec);
 }
 
+/* The end is the record behind it, as nearly always: what was announced is over. Takes the end out of the ring. */
+static bool over_already(struct umbra_module *m, const struct umbra_ntf_record *rec)
+{
+	const struct umbra_ntf_record *end = umbra_ring_next(&m->ring);
+
+	if (!end || end->kind != UMBRA_NTF_END || end->start != rec->start ||
+	    end->end != rec->end || end->who != rec->who)
+		return false;
+	m->stats.ends++;
+	count_nested(m, end);
+	umbra_ring_skip(&m->ring);
+	return true;
+}
+
 static void apply(struct umbra_module *m, const struct umbra_ntf_record *rec)
 {
 	struct umbra_range r = record_range(rec);
@@ -165,6 +179,8 @@ static void apply(struct umbra_module *m, const struct umbra_ntf_record *rec)
 		}
 		if (m->recovering) { /* all is refused already */
 			m->recovering_open++;
+		} else if (over_already(m, rec)) {
+			umbra_invalidate_range(m->chain, &r);
 		} else {
 			umbra_invalidate_start(m->chain, &r);
 			m->open++;

@@ -213,8 +213,9 @@ static void close_range_(struct umbra_uffd *u, struct hva_range r, enum umbra_ca
 /* A change that is over when its event is read. */
 static void point(struct umbra_uffd *u, struct hva_range r, enum umbra_cause cause, bool relocates)
 {
-	open_range(u, r, cause, relocates);
-	close_range_(u, r, cause);
+	const struct umbra_range range = range_of(r, cause, relocates);
+
+	umbra_invalidate_range(u->chain, &range);
 }
 
 /* It is open already. @removes: so many were raised. */

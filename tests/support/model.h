@@ -49,7 +49,7 @@
 	X(end, 1)	/* bracket                                                              */ \
 	X(host, 4)	/* bracket, what, page in it, pages                                     */ \
 	X(give, 3)	/* what, host page, pages: nothing is taken away                        */ \
-	X(shot, 4)	/* source, first byte, bytes, what: start, change, end                  */ \
+	X(shot, 4)	/* source, first byte, bytes, what: start, change, end; from 5 on: change, told of it */ \
 	X(zap, 3)	/* mmu, guest page, pages                                               */ \
 	X(zapall, 1)	/* mmu                                                                  */ \
 	X(reclaim, 2)	/* mmu, most tables                                                     */ \
@@ -104,7 +104,7 @@ void m_free(struct m_script *s);
 /* clang-format off */
 #define M_SEEN(X) X(installed_4k) X(installed_2m) X(upgraded) X(spurious) X(retried_must)          \
 	X(retried_may) X(no_slot) X(readonly) X(denied) X(bad_host) X(no_memory) X(released)       \
-	X(wrong_leaf) X(refused_again) X(refused_busy) X(forced) X(batches) X(pins) X(pins_lost)   \
+	X(wrong_leaf) X(refused_again) X(refused_busy) X(forced) X(late) X(batches) X(pins) X(pins_lost)   \
 	X(slots_moved) X(slots_refused) X(slots_busy) X(splits) X(collapses) X(transits)           \
 	X(young) X(not_young) X(log_bits) X(stale_uses) X(harvested) X(oom) X(no_table)            \
 	X(thread_faults) X(thread_starts) X(thread_slots) X(thread_collapses) X(aliases)           \

@@ -412,9 +412,10 @@ static void change_host(struct m_call *c)
 	m_host_change(c->w, (unsigned int)(a[1] % 5), first, n);
 }
 
-/* A shot is a start, a change and an end, with nothing in between. */
+/* A shot is a start, a change and an end, with nothing in between; or a change, and the news that it is over. */
 static void shoot(struct m_call *c)
 {
+	const bool late = c->op.a[3] >= 5;
 	struct m_bracket *b = NULL;
 	uint64_t nr = 0;
 
@@ -424,16 +425,24 @@ static void shoot(struct m_call *c)
 	if (!b)
 		return;
 	c->op = (struct m_op){ .kind = OP_start,
-			       .a = { nr, c->op.a[0], c->op.a[1], c->op.a[2], UMBRA_RANGE_BLOCKABLE,
+			       .a = { nr, c->op.a[0], c->op.a[1], c->op.a[2],
+				      UMBRA_RANGE_BLOCKABLE | (late ? UMBRA_RANGE_FORCED : 0U),
 				      c->op.a[3] } };
 	m_start_before(c);
-	m_body(c);
+	if (!late)
+		m_body(c);
+	else
+		m_saw(SEEN_late);
 	m_start_after(c);
 	m_host_change(
 		c->w, (unsigned int)(c->op.a[5] % 5), (b->r.hull.start.v - M_HVA) / UMBRA_PAGE_SIZE,
 		(m_widen(b->r.hull).end.v - (b->r.hull.start.v & ~4095ULL)) / UMBRA_PAGE_SIZE);
-	c->op.kind = OP_end;
-	m_body(c);
+	if (late) {
+		umbra_invalidate_range(c->w->chain, c->range);
+	} else {
+		c->op.kind = OP_end;
+		m_body(c);
+	}
 	m_end_after(c);
 	c->op.kind = OP_shot;
 }

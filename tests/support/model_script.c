@@ -287,7 +287,7 @@ static void make_stale(struct maker *g, uint64_t mmu, unsigned int thread)
 	}
 	ADD(cpu, 0, mmu, cpu, p, rnd(g, 2));
 	if (rnd(g, 2))
-		ADD(shot, 0, rnd(g, UMBRA_SOURCE_NR), p * 4096, 4096, rnd(g, 5));
+		ADD(shot, 0, rnd(g, UMBRA_SOURCE_NR), p * 4096, 4096, rnd(g, 10));
 	ADD(cpu, 0, mmu, cpu, p, rnd(g, 2));
 	if (rnd(g, 2))
 		ADD(exit, 0, mmu, cpu);
@@ -319,7 +319,7 @@ static void make_host(struct maker *g)
 		break;
 	default:
 		ADD(shot, 0, rnd(g, UMBRA_SOURCE_NR), byte(g, page(g, M_HOST)), bytes(g),
-		    rnd(g, 5));
+		    rnd(g, 10));
 	}
 }
 

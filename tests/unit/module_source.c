@@ -367,6 +367,46 @@ Test(module, d19_a_callout_inside_another_of_the_same_thread_is_counted)
 	end();
 }
 
+Test(module, one_that_ended_before_it_was_read_is_told_at_once_and_leaves_nothing_open)
+{
+	struct umbra_event event;
+
+	begin();
+	cr_assert_eq(access_page(10), 0);
+	cr_assert_eq(access_page(11), 0);
+	moves(10);
+	umbra_module_drain(m);
+	cr_expect_eq(fake_leaf(f, 10), 0);
+	cr_expect_eq(fake_leaf(f, 11), 1);
+	cr_expect(umbra_gate_current(umbra_module_gate(m)), "what was announced is applied");
+	cr_assert_eq(umbra_history(f->mmu, fake_range(10, 1), &event, 1), 1);
+	cr_expect(!event.open && event.zapped_4k == 1);
+	cr_expect(stats().starts == 1 && stats().ends == 1);
+	cr_expect_eq(fault(10), UMBRA_FAULT_INSTALLED);
+	end();
+}
+
+/* Ends are counted, not matched: one that is of another must not stand for it. */
+Test(module, an_end_of_another_leaves_it_open)
+{
+	begin();
+	publish_by(UMBRA_NTF_START, 10, 1, 77, UMBRA_NTF_OWNER);
+	publish_by(UMBRA_NTF_START, 20, 1, 78, UMBRA_NTF_OWNER);
+	publish_by(UMBRA_NTF_END, 20, 1, 78, UMBRA_NTF_OWNER);
+	umbra_module_drain(m);
+	cr_expect_eq(fault(10), UMBRA_FAULT_RETRY);
+	publish_by(UMBRA_NTF_START, 30, 1, 78, UMBRA_NTF_OWNER);
+	publish_by(UMBRA_NTF_END, 10, 1, 77, UMBRA_NTF_OWNER);
+	umbra_module_drain(m);
+	cr_expect_eq(fault(30), UMBRA_FAULT_RETRY);
+	publish_by(UMBRA_NTF_END, 30, 1, 78, UMBRA_NTF_OWNER);
+	umbra_module_drain(m);
+	cr_expect_eq(fault(10), UMBRA_FAULT_INSTALLED);
+	cr_expect_eq(fault(30), UMBRA_FAULT_INSTALLED);
+	cr_expect(stats().starts == 3 && stats().ends == 3);
+	end();
+}
+
 static _Atomic unsigned int aged;
 
 static void age(void *ctx)
