@@ -188,13 +188,62 @@ inline nobody_sees(r)
 #endif
 }
 
+#ifdef LATE
+/*
+ * Told of @r when it is over. What was resolved before this call is old, and may have been installed till now; nothing of it
+ * may be seen, or come, afterwards. [shadow/core/chain.c:umbra_invalidate_range] [shadow/core/invalidate.c:over]
+ */
+inline over(i, r)
+{
+	atomic {
+		zap(r);
+		inv_begin(r);
+		post(i, gone);
+		gone = 0;
+		stale[0] = stale[0] || (foot[0] & r);
+		stale[1] = stale[1] || (foot[1] & r);
+		/* [shadow/core/tables.c:flush_over] */
+		if
+#ifndef MUT_OVER_EARLY
+		:: !WAITED(i) -> waits = true
+#endif
+		:: else -> inv_finish(); nobody_sees(r)
+		fi
+	}
+	if
+	:: waits ->
+		WAITED(i);
+		atomic { nobody_sees(r); inv_finish(); waits = false }
+	:: else
+	fi
+}
+#endif
+
 proctype invalidator(byte i)
 {
 	byte n, r, gone;
 	bool refused;
+#ifdef LATE
+	bool waits;
+#endif
 
 	do
+#ifdef LATE
+	:: i == 0 && n < ROUNDS ->
+		atomic {
+			if
+			:: r = 1
+			:: r = 2
+			:: r = BLOCK
+			fi;
+			n++
+		}
+		over(i, r);
+		r = 0
+	:: i == 1 && n < ROUNDS1 ->
+#else
 	:: n < (i -> ROUNDS1 : ROUNDS) ->
+#endif
 		/* [shadow/core/chain.c:umbra_invalidate_start] [shadow/core/invalidate.c:start] */
 		atomic {
 			if

@@ -124,6 +124,7 @@ if [ "${1-}" = --long ]; then
 	correct fault safety -DCPU=1 -DROUNDS=2
 	correct fault safety -DCPU=0 -DFAULTS=2 -DWIDE
 	correct fault progress -DCPU=1 -DROUNDS=2
+	correct fault safety -DLATE -DROUNDS=2 -DROUNDS1=1
 	correct shootdown safety -DSTAYS=2
 	correct shootdown safety -DOWN=0 -DROUNDS=2 -DSTAYS=2
 	correct shootdown safety -DSTAYS=2 -DRING=1 -DRECYCLE_AT=1 -DLIST_MAX=1
@@ -143,6 +144,8 @@ correct fault safety -DCPU=1
 correct fault safety -DCPU=1 -DSPLIT
 correct fault safety -DCPU=1 -DRELEASE -DROUNDS1=0
 correct fault progress -DCPU=0
+correct fault safety -DLATE
+correct fault progress -DLATE -DCPU=0
 correct shootdown safety -DSTAYS=1
 correct shootdown safety -DOWN=0
 correct shootdown safety -DOWN=0 -DSTAYS=1 -DROUNDS=2 -DRING=1 -DRECYCLE_AT=1
@@ -173,6 +176,7 @@ broken fault safety OWN_FLUSH_ONLY stale_use
 broken fault safety SKIP_VCPU stale_use
 broken fault safety ENTER_NO_FLUSH stale_use -DFAULTS=2
 broken fault safety SPLIT_KEEPS_LEAF stale_use -DSPLIT
+broken fault safety OVER_EARLY stale_use -DLATE -DROUNDS1=0
 broken shootdown safety SKIP_VCPU stale_use -DOWN=0
 broken shootdown safety ACK_BEFORE_FLUSH stale_use -DSTAYS=1 -DSTAYS1=3
 broken shootdown safety HEAD_BEFORE_RECORD lost_record -DOWN=0
