@@ -168,15 +168,15 @@ static void zap_slot_part(void *arg, struct slot *s, struct gfn_range g)
 }
 
 /* Lock held. Drops what @r takes away, and opens it. Returns the ticket of what is to be flushed. */
-static uint64_t drop(struct umbra_mmu *mmu, const struct umbra_range *r, struct zapped *zapped)
+static inline uint64_t drop(struct umbra_mmu *mmu, const struct umbra_range *r, struct zap_arg *z)
 {
-	struct zap_arg z = { .mmu = mmu };
 	struct hva_range part;
 
+	z->mmu = mmu;
+	z->zapped = (struct zapped){ 0 };
 	for (uint32_t i = 0; range_nth(r, i, &part); i++)
-		rmap_hva(mmu, part, zap_slot_part, &z);
-	inv_begin(mmu, r, &z.zapped);
-	*zapped = z.zapped;
+		rmap_hva(mmu, part, zap_slot_part, z);
+	inv_begin(mmu, r, &z->zapped);
 	return flush_post(mmu);
 }
 
@@ -192,7 +192,7 @@ static int start(struct umbra_notifier *n, const struct umbra_range *r)
 	struct umbra_mmu *mmu = mmu_of(n);
 	const bool forced = r->flags & UMBRA_RANGE_FORCED,
 		   may_wait = r->flags & UMBRA_RANGE_BLOCKABLE;
-	struct zapped zapped;
+	struct zap_arg z;
 	uint64_t ticket;
 	bool settle;
 	int rc;
@@ -210,8 +210,8 @@ static int start(struct umbra_notifier *n, const struct umbra_range *r)
 		}
 		pin_lose(mmu, r);
 	}
-	ticket = drop(mmu, r, &zapped);
-	settle = to_settle(mmu, r, &zapped);
+	ticket = drop(mmu, r, &z);
+	settle = to_settle(mmu, r, &z.zapped);
 	mmu_unlock(mmu);
 
 	rc = flush_wait(mmu, ticket, may_wait);
@@ -245,19 +245,19 @@ static void end(struct umbra_notifier *n, const struct umbra_range *r)
 static void over(struct umbra_notifier *n, const struct umbra_range *r)
 {
 	struct umbra_mmu *mmu = mmu_of(n);
-	struct zapped zapped;
+	struct zap_arg z;
 	uint64_t ticket;
 
 	mmu_lock(mmu);
 	if (mmu->pins && (r->flags & UMBRA_RANGE_RELOCATES) && pin_meets(mmu, r))
 		pin_lose(mmu, r);
-	ticket = drop(mmu, r, &zapped);
+	ticket = drop(mmu, r, &z);
 	if (!flush_over(mmu, ticket)) {
 		mmu_unlock(mmu);
 		flush_wait(mmu, ticket, r->flags & UMBRA_RANGE_BLOCKABLE);
 		mmu_lock(mmu);
 	}
-	if (to_settle(mmu, r, &zapped))
+	if (to_settle(mmu, r, &z.zapped))
 		tables_settle(mmu, SETTLE_BUDGET);
 	inv_finish(mmu, r);
 	mmu_unlock(mmu);
