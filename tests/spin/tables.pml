@@ -64,7 +64,7 @@ inline give_back(p)
 	life[p] = FREE
 }
 
-/* [shadow/core/tables.c:ticket_over] */
+/* [shadow/core/tables.c:flush_over] */
 #ifdef MUT_RECYCLE_EARLY
 #define OVER(p) true
 #else
