@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * Invalidators, faulters, a slot mover, an ager, lock-free lookups and an auditor on one MMU, for
- * ThreadSanitizer. The host is an array of frames that change only between start and end. Exit 0:
- * no stale leaf was ever seen.
+ * ThreadSanitizer. The host is an array of frames that change between start and end, or before they
+ * are told as over. Exit 0: no stale leaf was ever seen.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -16,12 +16,15 @@
 #define WINDOW_PAGES 256
 #define HVA          0x7f0000000000ULL
 #define ROUNDS       10000
+#define LATE_ROUNDS  30000 /* goes on alone for a while: little is refused then */
 
 static struct umbra_chain *chain;
 static struct umbra_mmu *mmu;
 static struct umbra_root *root;
 static _Atomic uint64_t frame[PAGES];
 static _Atomic uint64_t next_frame = 1;
+static _Atomic uint32_t untold[PAGES]; /* changes made, and not told yet */
+static _Atomic uint64_t waited;        /* newest ticket that was waited for */
 static _Atomic bool done;
 static _Atomic int failures;
 static _Atomic uint64_t installed, retried;
@@ -58,6 +61,8 @@ static int resolve(void *ctx, const struct umbra_resolve_req *req, struct umbra_
 	(void)ctx;
 	*res = (struct umbra_resolved){ UMBRA_LEVEL_4K, true,
 					atomic_load(&frame[(req->hva.v - HVA) / 4096]) };
+	if (res->host_pfn % 4 == 0)
+		sched_yield(); /* the answer gets old */
 	return 0;
 }
 
@@ -78,16 +83,21 @@ static uint64_t flush_post(void *ctx)
 static int flush_wait(void *ctx, uint64_t ticket, bool may_wait)
 {
 	(void)ctx;
-	(void)ticket;
-	(void)may_wait;
+	if (!may_wait)
+		return 0;
+	if (ticket % 8 == 0)
+		sched_yield();
+	for (uint64_t newest = atomic_load(&waited); newest < ticket;)
+		if (atomic_compare_exchange_weak(&waited, &newest, ticket))
+			break;
 	return 0;
 }
 
+/* Every other one has to be waited for. */
 static bool flush_done(void *ctx, uint64_t ticket)
 {
 	(void)ctx;
-	(void)ticket;
-	return true;
+	return ticket % 2 || ticket <= atomic_load(&waited);
 }
 
 static uint64_t rnd(uint64_t *s, uint64_t below)
@@ -125,6 +135,31 @@ static void *invalidator(void *arg)
 	return NULL;
 }
 
+/* The host has changed before anybody is told: what is still there afterwards is stale. */
+static void *late(void *arg)
+{
+	uint64_t s = (uint64_t)(uintptr_t)arg * 55555 + 1;
+
+	for (int i = 0; i < LATE_ROUNDS; i++) {
+		const uint64_t first = rnd(&s, PAGES), n = 1 + rnd(&s, 4);
+		const uint64_t end = first + n > PAGES ? PAGES : first + n;
+		const struct umbra_range r = {
+			.hull = { { HVA + first * 4096 }, { HVA + end * 4096 } },
+			.flags = UMBRA_RANGE_FORCED | (i % 4 ? UMBRA_RANGE_BLOCKABLE : 0U),
+			.source = i % 2 ? UMBRA_SOURCE_TEST : UMBRA_SOURCE_MODULE,
+		};
+
+		for (uint64_t p = first; p < end; p++) {
+			atomic_fetch_add(&untold[p], 1);
+			atomic_store(&frame[p], atomic_fetch_add(&next_frame, 1));
+		}
+		umbra_invalidate_range(chain, &r);
+		for (uint64_t p = first; p < end; p++)
+			atomic_fetch_sub(&untold[p], 1);
+	}
+	return NULL;
+}
+
 static void *faulter(void *arg)
 {
 	uint64_t s = (uint64_t)(uintptr_t)arg * 99991 + 1;
@@ -153,12 +188,14 @@ static void *faulter(void *arg)
 static int audit_leaf(void *arg, const struct umbra_leaf *leaf)
 {
 	const struct hva_range r = { leaf->hva, { leaf->hva.v + 4096 } };
-	const uint64_t now = atomic_load(&frame[(leaf->hva.v - HVA) / 4096]);
+	const uint64_t page = (leaf->hva.v - HVA) / 4096, now = atomic_load(&frame[page]);
 
 	(void)arg;
-	/* the lock is held: no bracket over this page can have been opened since it was looked at
+	/* the lock is held: no bracket over this page can have been opened since it was looked at, and
+	 * nothing of it told
 	 */
-	if (leaf->host_pfn != now && !umbra_range_open_hint(mmu, r)) {
+	if (leaf->host_pfn != now && !umbra_range_open_hint(mmu, r) &&
+	    !atomic_load(&untold[page])) {
 		fprintf(stderr, "stale: gfn %lx has frame %lx, the host %lx\n", leaf->gfn.v,
 			leaf->host_pfn, now);
 		atomic_fetch_add(&failures, 1);
@@ -276,7 +313,8 @@ int main(void)
 		.id = 1, .flags = UMBRA_SLOT_LOG, .npages = PAGES, .hva = { HVA }
 	};
 	void *(*const others[])(void *) = { faulter, faulter, faulter, auditor, joiner, mover };
-	pthread_t inv[3], other[6];
+	pthread_t inv[4], other[6];
+	struct umbra_chain_counts counts;
 	struct umbra_stats st;
 
 	if (umbra_chain_create(&chain, &umbra_os_posix) || umbra_mmu_create(&mmu, &config) ||
@@ -285,15 +323,17 @@ int main(void)
 		return 1;
 	for (uintptr_t i = 0; i < 6; i++)
 		pthread_create(&other[i], NULL, others[i], (void *)(i + 1));
-	for (uintptr_t i = 0; i < 3; i++)
-		pthread_create(&inv[i], NULL, invalidator, (void *)(i + 1));
-	for (int i = 0; i < 3; i++)
+	for (uintptr_t i = 0; i < 4; i++)
+		pthread_create(&inv[i], NULL, i < 3 ? invalidator : late, (void *)(i + 1));
+	for (int i = 0; i < 4; i++)
 		pthread_join(inv[i], NULL);
 	atomic_store(&done, true);
 	for (int i = 0; i < 6; i++)
 		pthread_join(other[i], NULL);
 	umbra_mmu_stats(mmu, &st);
+	counts = umbra_chain_counts(chain, UMBRA_SOURCE_MODULE);
 	if (st.starts != st.ends || st.starts < 3 * ROUNDS || atomic_load(&installed) == 0 ||
+	    counts.begun != LATE_ROUNDS / 2 || counts.ended != LATE_ROUNDS / 2 ||
 	    umbra_check(mmu, print_line, NULL))
 		atomic_fetch_add(&failures, 1);
 	printf("race_core: %lu starts, %lu installed, %lu retried, %d failures\n", st.starts,
