@@ -2,8 +2,8 @@
 /*
  * The ring of the kernel module: push, compiled by the kernel, and pop, compiled by user space. One
  * producer (under the subscription's lock), one consumer. Neither trusts what the other can write:
- * the producer reads @tail once and keeps its own head; the consumer copies a record before it looks
- * at it.
+ * the producer reads @tail once and keeps its own head; the consumer copies a record, or compares what
+ * is in it, before it gives the slot back.
  */
 #ifndef UMBRA_ABI_NOTIFIER_RING_H
 #define UMBRA_ABI_NOTIFIER_RING_H

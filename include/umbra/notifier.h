@@ -94,7 +94,8 @@ struct umbra_notifier;
  * end. A FORCED range is never refused: an error from the consumer of one is a bug and stops the
  * program.
  * @invalidate_range_end: counted, not matched with its start by range or nesting.
- * @invalidate_range: a start and its end in one, of a change that is over; it cannot be refused. NULL: both are called.
+ * @invalidate_range: a start and its end in one, of a change that is over; it cannot be refused. NULL: both are called. Who
+ * has it has both, too: beside other consumers, or while one joins, they are what is called.
  * @clear_flush_young, @clear_young, @test_young: was anything in @r accessed since it was last
  * cleared? Never sleep, never invalidate.
  * @release: the address space is gone: drop all, establish nothing ever again. Idempotent.
@@ -163,6 +164,8 @@ void umbra_chain_destroy(struct umbra_chain *chain);
  * for each, over the union of what is open) before this returns, so that its counts balance.
  * An end that comes before its start was told is told after it, by this call. Meanwhile others may
  * begin and end: callbacks of @n come from their threads before this returns.
+ * Of an umbra_invalidate_range() under way it is not told: what it asks the host from now on is new. What another
+ * consumer answers need not be, until that one has been told.
  * Context: any thread, not from a callback, no lock held that a callback of @n wants.
  * Returns: 0, -ENOSPC, -EALREADY.
  * Pairs with: umbra_chain_unregister().
@@ -183,7 +186,8 @@ void umbra_chain_unregister(struct umbra_chain *chain, struct umbra_notifier *n)
  *
  * Context: any thread; may wait if BLOCKABLE.
  * Returns: 0; -EAGAIN for a non-blockable range that somebody would have to wait for; -EBUSY for a
- * RELOCATES range with a pinned page. On error nothing is open. A FORCED range always succeeds.
+ * RELOCATES range with a pinned page. On error nothing is open. A FORCED range always succeeds; if it is not BLOCKABLE, a
+ * use under way may end a moment later.
  * Pairs with: umbra_invalidate_end().
  */
 int umbra_invalidate_start(struct umbra_chain *chain, const struct umbra_range *r);
@@ -192,8 +196,9 @@ void umbra_invalidate_end(struct umbra_chain *chain, const struct umbra_range *r
 /*
  * umbra_invalidate_range - the host has changed @r, and is done with it: a start and its end at once.
  *
- * For sources that hear of a change afterwards. On return no consumer uses a translation from before. A FORCED range: what
- * has happened cannot be refused. Who registers meanwhile need not be told, for he asks the host as it is now.
+ * For sources that hear of a change afterwards. A FORCED range: what has happened cannot be refused. On return no consumer
+ * uses a translation from before; if it is not BLOCKABLE none has one left, but a use under way may take a moment to end.
+ * Who registers meanwhile need not be told, for he asks the host as it is now.
  *
  * Context: any thread; may wait if BLOCKABLE.
  */
@@ -207,7 +212,10 @@ bool umbra_test_young(struct umbra_chain *chain, struct hva_range r);
 /* The address space ends: every consumer's release(). Idempotent, may race with anything above. */
 void umbra_release(struct umbra_chain *chain);
 
-/* Invalidations started and ended by @source since creation; begun - ended are open. */
+/*
+ * Invalidations started and ended by @source since creation; begun - ended are open. One that was over when it was told
+ * never is: it counts as both, from before the consumers are called.
+ */
 struct umbra_chain_counts {
 	uint64_t begun, ended;
 };

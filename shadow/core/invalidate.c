@@ -241,7 +241,7 @@ static void end(struct umbra_notifier *n, const struct umbra_range *r)
 	mmu_unlock(mmu);
 }
 
-/* start() and end() of a forced range; the lock is dropped in between only where a vCPU has to be waited for. */
+/* start() and end() of a forced range; the lock is dropped in between only if the flush is not known to be over. */
 static void over(struct umbra_notifier *n, const struct umbra_range *r)
 {
 	struct umbra_mmu *mmu = mmu_of(n);
