@@ -134,6 +134,7 @@ int umbra_own_create(struct umbra_own **own, struct umbra_chain *chain, struct u
 void umbra_own_destroy(struct umbra_own *own);
 
 /*
+ * Own calls know from its region what memory is a file's, whose 2M pages are unmapped as a whole when a call cuts them.
  * Returns: 0, -ENOMEM, -EEXIST (overlaps), -errno of fstat. Copies @region. Own calls keep regions
  * true: what they unmap, map over, move or mark is cut out, replaced, moved or split. add: before
  * anything of @region is installed; waits for own calls that do not know of it yet. remove: takes

@@ -125,7 +125,7 @@ int bracket_start(struct umbra_own *own, struct plan *plan, const struct hva_ran
 	int err;
 
 	b->call = NULL;
-	b->open = b->more_open = false;
+	b->open = b->more_open = b->cut = false;
 	if (!plan->nr && hva_range_empty(plan->hold))
 		return 0;
 	b->range = plan_range(plan);
@@ -160,6 +160,27 @@ int bracket_widen(struct umbra_own *own, const struct plan *plan, struct bracket
 	return err;
 }
 
+int bracket_cuts(struct umbra_own *own, const struct plan *plan, struct bracket *b)
+{
+	int err = 0;
+
+	if (!b->open || !atomic_load(&own->files))
+		return 0;
+	plan_init(&b->again, UMBRA_CAUSE_SPLIT, false);
+	for (uint32_t i = 0; !err && i < plan->nr; i++)
+		err = plan_file_edges(own, plan->v[i], &b->again);
+	if (err) {
+		own_call_leave(own, b->call, err);
+		umbra_invalidate_end(own->chain, &b->range);
+	} else {
+		err = bracket_widen(own, plan, b);
+	}
+	if (err)
+		plan_fini(&b->again);
+	b->cut = !err;
+	return err;
+}
+
 void bracket_end(struct umbra_own *own, struct bracket *b, int result)
 {
 	own_call_leave(own, b->call, result);
@@ -169,4 +190,6 @@ void bracket_end(struct umbra_own *own, struct bracket *b, int result)
 	if (b->more_open)
 		umbra_invalidate_end(own->chain, &b->more);
 	umbra_invalidate_end(own->chain, &b->range);
+	if (b->cut)
+		plan_fini(&b->again);
 }

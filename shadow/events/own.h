@@ -43,7 +43,8 @@ struct umbra_own {
 	_Atomic(struct umbra_uffd *) uffd; /* reads the events of our own calls, or NULL */
 	_Atomic uint64_t watched;          /* grows with every registration at @uffd */
 	struct own_call calls[OWN_CALLS];
-	_Atomic bool torn; /* mremap may have moved a part of a folio away from the rest */
+	_Atomic bool torn;  /* mremap may have moved a part of a folio away from the rest */
+	_Atomic bool files; /* there is, or was, a region of a file that may be mapped by 2M */
 
 	/*
 	 * Calls between the making of their plan and the return from the system call, in two phases; see
@@ -82,6 +83,9 @@ int plan_add(struct plan *plan, struct hva_range r);
 /* Is @r wholly within one range of @plan? */
 bool plan_covers(const struct plan *plan, struct hva_range r);
 
+/* The 2M pages of files, or what may be one, that @r covers in part. Returns: 0, -ENOMEM. */
+int plan_file_edges(struct umbra_own *own, struct hva_range r, struct plan *plan);
+
 /* What madvise(@r, @advice) changes. Returns: 0, -ENOMEM. */
 int plan_madvise(const struct umbra_own *own, struct hva_range r, int advice, struct plan *plan);
 /* Cause and relocates alone, for advice that changes exactly its range; false for other advice. */
@@ -100,6 +104,8 @@ int region_plan_file(struct umbra_own *own, int fd, uint64_t start, uint64_t end
 		     struct plan *plan);
 /* Private regions that fork would make copy-on-write. */
 int region_plan_fork(struct umbra_own *own, struct plan *plan);
+/* Is a part of @r in a region of a file that may be mapped by 2M? */
+bool region_has_file(struct umbra_own *own, struct hva_range r);
 /* Is @hva in a region? @page: the bytes of its pages if they are hugetlb's, 0 otherwise. */
 bool region_page(struct umbra_own *own, hva_t hva, uint64_t *page);
 /* Bytes of a page of @fd if it is a file of hugetlb, 0 otherwise. */
@@ -167,7 +173,7 @@ struct bracket {
 	struct umbra_range range, more;
 	struct own_call *call;
 	struct plan again; /* behind @more */
-	bool open, more_open;
+	bool open, more_open, cut;
 };
 
 /* The range of a bracket of ours round @hull. */
@@ -184,6 +190,11 @@ int bracket_start(struct umbra_own *own, struct plan *plan, const struct hva_ran
  * Returns: 0, -errno; then the bracket is closed.
  */
 int bracket_widen(struct umbra_own *own, const struct plan *plan, struct bracket *b);
+/*
+ * Opens besides the 2M pages of files that @plan cuts: the kernel splits one by unmapping all of it, whatever is done to a part.
+ * None of it moves, so a pin refuses nothing. Returns: 0, -errno; then the bracket is closed.
+ */
+int bracket_cuts(struct umbra_own *own, const struct plan *plan, struct bracket *b);
 /* @result: the system call's. */
 void bracket_end(struct umbra_own *own, struct bracket *b, int result);
 

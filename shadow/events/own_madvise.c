@@ -119,8 +119,12 @@ static int open_planned(struct umbra_own *own, const struct hva_range *v, uint32
 
 	if (!err)
 		err = bracket_start(own, plan, v, raises_remove(advice) ? n : 0, b);
-	if (err || hva_range_empty(plan->hold))
+	if (err)
 		goto out;
+	if (hva_range_empty(plan->hold)) {
+		err = bracket_cuts(own, plan, b);
+		goto out;
+	}
 	err = plan_all(own, v, n, advice, &b->again);
 	if (err) { /* no memory to say what */
 		plan_fini(&b->again);
@@ -290,7 +294,9 @@ int umbra_madvise(struct umbra_own *own, struct hva_range r, int advice)
 	/* What the kernel refuses before it looks at any page. */
 	if (hva_range_empty(r) || (r.start.v & mask) || r.end.v > ~mask)
 		return call_madvise(r, advice);
-	if (!plan_is_exact(advice, &cause, &relocates))
+	if (!plan_is_exact(advice, &cause, &relocates) ||
+	    (atomic_load_explicit(&own->files, memory_order_relaxed) &&
+	     ((r.start.v | r.end.v) & (UMBRA_HUGE_SIZE - 1))))
 		return madvise_inexact(own, r, advice);
 	return madvise_exact(own, r, advice, cause, relocates);
 }

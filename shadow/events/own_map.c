@@ -16,7 +16,9 @@ static int start_one(struct umbra_own *own, struct hva_range r, enum umbra_cause
 	err = plan_add(plan, r);
 	if (!err && cause == UMBRA_CAUSE_UNMAP)
 		err = region_reserve(own);
-	return err ? err : bracket_start(own, plan, NULL, 0, b);
+	if (!err)
+		err = bracket_start(own, plan, NULL, 0, b);
+	return err ? err : bracket_cuts(own, plan, b);
 }
 
 int umbra_munmap(struct umbra_own *own, struct hva_range r)
@@ -262,6 +264,8 @@ int umbra_mremap(struct umbra_own *own, struct hva_range asked, uint64_t asked_l
 	err = plan_mremap(from, new_len, to, flags, most, &plan);
 	if (!err)
 		err = bracket_start(own, &plan, NULL, 0, &b);
+	if (!err)
+		err = bracket_cuts(own, &plan, &b);
 	if (err)
 		return err;
 	err = call_mremap(from, new_len, flags, to, &now);

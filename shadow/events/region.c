@@ -54,6 +54,8 @@ static void insert_locked(struct umbra_own *own, const struct own_region *r)
 		(own->nregions - i) * sizeof(*own->regions));
 	own->regions[i] = *r;
 	own->nregions++;
+	if (r->pub.fd >= 0 && !r->pub.hugepage)
+		atomic_store(&own->files, true);
 }
 
 static void remove_locked(struct umbra_own *own, uint32_t i)
@@ -151,6 +153,20 @@ int umbra_region_remove(struct umbra_own *own, struct hva_range hva)
 	}
 	pthread_mutex_unlock(&own->regions_lock);
 	return err;
+}
+
+bool region_has_file(struct umbra_own *own, struct hva_range r)
+{
+	bool found = false;
+
+	pthread_mutex_lock(&own->regions_lock);
+	for (uint32_t i = first_after(own, r.start.v); !found && i < own->nregions; i++) {
+		if (!hva_ranges_meet(own->regions[i].pub.hva, r))
+			break;
+		found = own->regions[i].pub.fd >= 0 && !own->regions[i].pub.hugepage;
+	}
+	pthread_mutex_unlock(&own->regions_lock);
+	return found;
 }
 
 bool region_page(struct umbra_own *own, hva_t hva, uint64_t *page)
