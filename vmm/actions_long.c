@@ -88,7 +88,8 @@ static int split_blocks_locked(struct vm *vm, struct hva_range r)
 static int split_piece(struct vm *vm, struct hva_range r)
 {
 	struct actions *a = vm->actions;
-	int e = umbra_own_start(vm->own, r, UMBRA_CAUSE_SPLIT, false);
+	const struct hva_range reach = may_split_file(vm) ? file_blocks(r) : r;
+	int e = umbra_own_start(vm->own, reach, UMBRA_CAUSE_SPLIT, false);
 
 	if (e)
 		return e;
@@ -98,7 +99,7 @@ static int split_piece(struct vm *vm, struct hva_range r)
 	else if (resident_hint(vm, r))
 		e = split_blocks_locked(vm, r);
 	pthread_mutex_unlock(&a->lock);
-	umbra_own_end(vm->own, r, UMBRA_CAUSE_SPLIT, false);
+	umbra_own_end(vm->own, reach, UMBRA_CAUSE_SPLIT, false);
 	return e;
 }
 
