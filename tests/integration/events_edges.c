@@ -158,6 +158,7 @@ Test(edges, an_audit_leaves_out_what_is_open)
 				       .source = UMBRA_SOURCE_TEST };
 	struct umbra_audit_report report;
 
+	cr_assert(!madvise(p, HUGE, MADV_NOHUGEPAGE));
 	cr_assert(host_touch(&h, p, 4 * PAGE, RW));
 	cr_assert_eq(umbra_invalidate_start(h.chain, &r), 0);
 	cr_assert_eq(madvise(p, PAGE, MADV_DONTNEED), 0);

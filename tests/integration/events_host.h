@@ -141,6 +141,13 @@ static inline void host_destroy(struct host *h)
 	munmap(h->window, HOST_WINDOW_PAGES * UMBRA_PAGE_SIZE);
 }
 
+/* Of a test: it is of what the host maps by 2M. */
+#define host_needs_sizes(h)                                                                    \
+	do {                                                                                   \
+		if (!umbra_hostmap_has_scan((h)->map))                                         \
+			cr_skip_test("the host does not tell what it maps by 2M (Linux 6.7)"); \
+	} while (0)
+
 /* Where neither mmap looks for room nor a sanitizer keeps its own: what is unmapped here stays so. */
 #ifdef __SANITIZE_THREAD__
 #define HOST_LOW 0x5000000000ULL

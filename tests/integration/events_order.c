@@ -253,6 +253,7 @@ Test(order, of_a_copy_on_write)
 Test(order, of_a_collapse)
 {
 	begin(false);
+	host_needs_sizes(&h);
 	cr_assert_eq(madvise(p, 2 * MIB, MADV_NOHUGEPAGE), 0);
 	cr_assert_eq(madvise(p, 2 * MIB, MADV_DONTNEED), 0);
 	memset(p, 1, 2 * MIB);

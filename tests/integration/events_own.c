@@ -123,6 +123,7 @@ Test(own, d03_cutting_a_4k_mapping_drops_nothing_and_moves_nothing)
 	char *p = touched(HUGE);
 	const uint64_t pfn = host_pfn(&h, p + 7 * PAGE);
 
+	host_needs_sizes(&h);
 	mark();
 	cr_assert(!advise(p + 7 * PAGE, PAGE, MADV_DONTDUMP));
 	cr_assert_eq(since(), 0);
@@ -290,6 +291,7 @@ Test(own, d26_collapse_moves_all_frames_and_gives_2m_back)
 	cr_assert_eq(host_leaves(&h, p, 2 * HUGE), 512);
 	cr_assert_neq(host_pfn(&h, p + 5 * PAGE), pfn);
 	sound();
+	host_needs_sizes(&h);
 	cr_assert(host_touch(&h, p, PAGE, RW));
 	cr_assert_eq(host_leaf(&h, p), 2);
 	mark();
@@ -544,7 +546,8 @@ Test(own, d80_ranges_that_make_no_sense_are_the_kernels_to_refuse)
 	cr_assert_eq(advise(p, PAGE, 9999), -EINVAL);
 	cr_assert_eq(umbra_own_start(h.own, backward, UMBRA_CAUSE_UNKNOWN, false), -EINVAL);
 	sound();
-	cr_assert_eq(host_leaves(&h, p + 2 * PAGE, HUGE - 2 * PAGE), 510);
+	cr_assert(host_leaves(&h, p + 2 * PAGE, HUGE - 2 * PAGE) == 510 ||
+		  !umbra_hostmap_has_scan(h.map));
 }
 
 Test(own, d79_no_2m_leaf_where_gpa_and_hva_disagree_or_the_slot_ends)

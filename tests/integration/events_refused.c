@@ -40,6 +40,7 @@ static void begin(bool of_a_file)
 {
 	host_create(&h);
 	p = of_a_file ? host_memfd(&h, 4 * HUGE, &file) : host_anon(&h, 4 * HUGE);
+	cr_assert(!madvise(p, 4 * HUGE, MADV_NOHUGEPAGE));
 	memset(p, 1, 2 * HUGE);
 	cr_assert(host_touch(&h, p, 8 * PAGE, RW));
 	let_pass = 0;

@@ -14,6 +14,7 @@ Test(uffd_edges, an_outside_move_over_unwatched_memory_drops_what_lay_there)
 	start_reader();
 	p = mapped(HUGE);
 	to = host_anon(&h, HUGE);
+	cr_assert(!madvise(to, HUGE, MADV_NOHUGEPAGE));
 	cr_assert(host_touch(&h, to, 8 * PAGE, RW));
 	cr_assert_eq(mremap(p, 4 * PAGE, 4 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to), to);
 	drain();

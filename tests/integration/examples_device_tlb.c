@@ -155,6 +155,7 @@ DeviceTest(copy_on_write_is_never_written_through)
 	char c = 0;
 	pid_t pid;
 
+	cr_assert(!madvise(p, UMBRA_HUGE_SIZE, MADV_NOHUGEPAGE));
 	p[0] = 1;
 	old = host_pfn(&h, p);
 	cr_assert_eq(fill(p, WRITE), 0);
