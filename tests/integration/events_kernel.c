@@ -110,7 +110,7 @@ Test(kernel, d28_remove_on_memfd_leaves_zeroes)
 
 	p[PAGE] = 42;
 	cr_assert(!advise(p + PAGE, PAGE, MADV_REMOVE));
-	cr_assert_eq(host_leaves(&h, p, HUGE), 511);
+	cr_assert(host_leaves(&h, p, HUGE) == 511 || !umbra_hostmap_has_scan(h.map));
 	sound();
 	cr_assert(host_touch(&h, p, HUGE, RW));
 	cr_assert_eq(p[PAGE], 0);

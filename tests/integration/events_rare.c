@@ -97,7 +97,7 @@ Test(rare, soft_offline_and_poison_are_announced_in_every_mapping_and_answered_a
 		cr_assert_eq(advise(p + 3 * PAGE, PAGE, advices[i]), -EINVAL);
 		cr_assert_eq(host_leaf(&h, p + 3 * PAGE), 0);
 		cr_assert_eq(host_leaf(&h, q + 3 * PAGE), 0);
-		cr_assert_eq(host_leaf(&h, p + 4 * PAGE), 1);
+		cr_assert(host_leaf(&h, p + 4 * PAGE) == 1 || !umbra_hostmap_has_scan(h.map));
 		sound();
 	}
 	close(fd);
