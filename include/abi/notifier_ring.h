@@ -68,6 +68,13 @@ struct umbra_ring_consumer {
 	__u64 head;
 };
 
+/* Gives the slot of the next record back; there is one, see umbra_ring_next(). */
+static inline void umbra_ring_skip(struct umbra_ring_consumer *c)
+{
+	c->tail++;
+	umbra_ring_store(&c->consumer->tail, c->tail);
+}
+
 /* Copies the next record into @rec. Returns 1; 0 when there is none. The slot is free afterwards. */
 static inline int umbra_ring_pop(struct umbra_ring_consumer *c, struct umbra_ntf_record *rec)
 {
@@ -77,8 +84,7 @@ static inline int umbra_ring_pop(struct umbra_ring_consumer *c, struct umbra_ntf
 			return 0;
 	}
 	*rec = c->records[c->tail & c->mask];
-	c->tail++;
-	umbra_ring_store(&c->consumer->tail, c->tail);
+	umbra_ring_skip(c);
 	return 1;
 }
 
@@ -89,13 +95,6 @@ static inline int umbra_ring_pop(struct umbra_ring_consumer *c, struct umbra_ntf
 static inline const struct umbra_ntf_record *umbra_ring_next(const struct umbra_ring_consumer *c)
 {
 	return (__s64)(c->head - c->tail) > 0 ? &c->records[c->tail & c->mask] : 0;
-}
-
-/* There is one, see umbra_ring_next(). */
-static inline void umbra_ring_skip(struct umbra_ring_consumer *c)
-{
-	c->tail++;
-	umbra_ring_store(&c->consumer->tail, c->tail);
 }
 
 /* What the kernel changes together, read together. */

@@ -42,8 +42,8 @@ struct umbra_chain {
 	unsigned int used;    /* members beyond were never taken */
 	unsigned int in_debt; /* members that have a debt */
 	uint64_t joins;
-	int8_t only
-		[UMBRA_SOURCE_NR]; /* place of the one member told of a source; ONLY_NONE: none or more */
+	/* place of the one member told of a source; ONLY_NONE: none or more */
+	int8_t only[UMBRA_SOURCE_NR];
 	struct open_state sources[UMBRA_SOURCE_NR];
 	struct debt debts[UMBRA_CHAIN_MAX]; /* of the member at the same place */
 };

@@ -137,6 +137,13 @@ int bracket_start(struct umbra_own *own, struct plan *plan, const struct hva_ran
 	return 0;
 }
 
+/* Nothing was changed, so nobody is waited for. */
+static void bracket_abort(struct umbra_own *own, struct bracket *b, int err)
+{
+	own_call_leave(own, b->call, err);
+	umbra_invalidate_end(own->chain, &b->range);
+}
+
 int bracket_widen(struct umbra_own *own, const struct plan *plan, struct bracket *b)
 {
 	struct plan *again = &b->again;
@@ -153,10 +160,8 @@ int bracket_widen(struct umbra_own *own, const struct plan *plan, struct bracket
 	b->more = plan_range(again);
 	err = umbra_invalidate_start(own->chain, &b->more);
 	b->more_open = !err;
-	if (err) { /* nothing was changed, so nobody is waited for */
-		own_call_leave(own, b->call, err);
-		umbra_invalidate_end(own->chain, &b->range);
-	}
+	if (err)
+		bracket_abort(own, b, err);
 	return err;
 }
 
@@ -169,12 +174,10 @@ int bracket_cuts(struct umbra_own *own, const struct plan *plan, struct bracket 
 	plan_init(&b->again, UMBRA_CAUSE_SPLIT, false);
 	for (uint32_t i = 0; !err && i < plan->nr; i++)
 		err = plan_file_edges(own, plan->v[i], &b->again);
-	if (err) {
-		own_call_leave(own, b->call, err);
-		umbra_invalidate_end(own->chain, &b->range);
-	} else {
+	if (err)
+		bracket_abort(own, b, err);
+	else
 		err = bracket_widen(own, plan, b);
-	}
 	if (err)
 		plan_fini(&b->again);
 	b->cut = !err;

@@ -129,7 +129,7 @@ int plan_file_edges(struct umbra_own *own, struct hva_range r, struct plan *plan
 	const uint64_t mask = UMBRA_HUGE_SIZE - 1;
 	const struct hva_range w = hva_range_widen(r);
 
-	if (hva_range_empty(r) || !((w.start.v | w.end.v) & mask) || !atomic_load(&own->files) ||
+	if (hva_range_empty(r) || !((w.start.v | w.end.v) & mask) ||
 	    !region_has_file(own, (struct hva_range){
 					  { w.start.v & ~mask },
 					  { w.end.v > ~mask ? ~0ULL : (w.end.v + mask) & ~mask } }))

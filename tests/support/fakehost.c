@@ -469,6 +469,14 @@ struct umbra_stats fake_stats(struct fake *f)
 	return s;
 }
 
+enum umbra_fault_result fake_write_fault(struct fake *f, uint64_t gfn)
+{
+	struct umbra_fault fault = { .gpa = { gfn << UMBRA_PAGE_SHIFT },
+				     .access = UMBRA_ACCESS_WRITE };
+
+	return umbra_fault(f->root, &fault);
+}
+
 int fake_leaf(struct fake *f, uint64_t gfn)
 {
 	struct umbra_translation t;

@@ -78,6 +78,8 @@ void fake_move_page(struct fake *f, uint64_t page);
  * bounded.
  */
 int fake_access(struct fake *f, unsigned int cpu, uint64_t gfn, bool write, uint64_t *pfn);
+/* One write fault on @gfn, whatever comes of it. */
+enum umbra_fault_result fake_write_fault(struct fake *f, uint64_t gfn);
 /* Is a translation of @gfn cached by any vCPU? */
 bool fake_cached(const struct fake *f, uint64_t gfn);
 

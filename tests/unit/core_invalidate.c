@@ -13,14 +13,6 @@ static struct umbra_range blockable(uint64_t first, uint64_t pages)
 	return fake_test_range(first, pages, UMBRA_RANGE_BLOCKABLE);
 }
 
-static enum umbra_fault_result fault(struct fake *f, uint64_t gfn)
-{
-	struct umbra_fault fault = { .gpa = { gfn << UMBRA_PAGE_SHIFT },
-				     .access = UMBRA_ACCESS_WRITE };
-
-	return umbra_fault(f->root, &fault);
-}
-
 Test(invalidate, start_drops_what_meets_the_range_and_nothing_else)
 {
 	struct fake *f = fake_create(NULL);
@@ -62,11 +54,11 @@ Test(invalidate, d64_fault_on_an_open_range_retries_until_the_end)
 
 	cr_assert_eq(umbra_invalidate_start(f->chain, &r), 0);
 	for (unsigned int i = 0; i < 10; i++)
-		cr_assert_eq(fault(f, 10), UMBRA_FAULT_RETRY);
+		cr_assert_eq(fake_write_fault(f, 10), UMBRA_FAULT_RETRY);
 	cr_assert_eq(fake_stats(f).retried_open, 10);
 	cr_assert_eq(f->resolves, 0, "the host is not asked while it changes");
 	umbra_invalidate_end(f->chain, &r);
-	cr_assert_eq(fault(f, 10), UMBRA_FAULT_INSTALLED);
+	cr_assert_eq(fake_write_fault(f, 10), UMBRA_FAULT_INSTALLED);
 	clean(f);
 	fake_destroy(f);
 }
@@ -77,8 +69,8 @@ Test(invalidate, d65_fault_on_another_page_is_not_held_up)
 	const struct umbra_range r = blockable(10, 1);
 
 	cr_assert_eq(umbra_invalidate_start(f->chain, &r), 0);
-	cr_assert_eq(fault(f, 9), UMBRA_FAULT_INSTALLED);
-	cr_assert_eq(fault(f, 11), UMBRA_FAULT_INSTALLED);
+	cr_assert_eq(fake_write_fault(f, 9), UMBRA_FAULT_INSTALLED);
+	cr_assert_eq(fake_write_fault(f, 11), UMBRA_FAULT_INSTALLED);
 	umbra_invalidate_end(f->chain, &r);
 	clean(f);
 	fake_destroy(f);
@@ -102,10 +94,10 @@ Test(invalidate, d66_start_and_end_between_snapshot_and_install_retries)
 	struct fake *f = fake_create(NULL);
 
 	f->in_resolve = discard_10;
-	cr_assert_eq(fault(f, 10), UMBRA_FAULT_RETRY);
+	cr_assert_eq(fake_write_fault(f, 10), UMBRA_FAULT_RETRY);
 	cr_assert_eq(fake_leaf(f, 10), 0);
 	cr_assert_eq(fake_stats(f).retried_seq, 1);
-	cr_assert_eq(fault(f, 10), UMBRA_FAULT_INSTALLED);
+	cr_assert_eq(fake_write_fault(f, 10), UMBRA_FAULT_INSTALLED);
 	fake_destroy(f);
 }
 
@@ -116,7 +108,7 @@ Test(invalidate, one_that_opens_between_snapshot_and_install_retries)
 
 	f->in_resolve = open_10;
 	f->in_resolve_arg = &r;
-	cr_assert_eq(fault(f, 10), UMBRA_FAULT_RETRY);
+	cr_assert_eq(fake_write_fault(f, 10), UMBRA_FAULT_RETRY);
 	cr_assert_eq(fake_leaf(f, 10), 0);
 	umbra_invalidate_end(f->chain, &r);
 	fake_destroy(f);
@@ -127,7 +119,7 @@ Test(invalidate, one_that_passes_elsewhere_does_not_hold_up)
 	struct fake *f = fake_create(NULL);
 
 	f->in_resolve = discard_10;
-	cr_assert_eq(fault(f, 11), UMBRA_FAULT_INSTALLED);
+	cr_assert_eq(fake_write_fault(f, 11), UMBRA_FAULT_INSTALLED);
 	fake_destroy(f);
 }
 
@@ -139,15 +131,15 @@ Test(invalidate, the_check_covers_the_whole_candidate_leaf)
 	fake_make_huge(f, 1);
 	/* the fault is on page 512, the change on page 812 of the same 2M candidate */
 	cr_assert_eq(umbra_invalidate_start(f->chain, &r), 0);
-	cr_assert_eq(fault(f, 512), UMBRA_FAULT_RETRY);
+	cr_assert_eq(fake_write_fault(f, 512), UMBRA_FAULT_RETRY);
 	cr_assert_eq(fake_leaf(f, 512), 0);
 	umbra_invalidate_end(f->chain, &r);
-	cr_assert_eq(fault(f, 512), UMBRA_FAULT_INSTALLED);
+	cr_assert_eq(fake_write_fault(f, 512), UMBRA_FAULT_INSTALLED);
 	umbra_zap_all(f->mmu);
 
 	f->in_resolve = open_10;
 	f->in_resolve_arg = &r;
-	cr_assert_eq(fault(f, 512), UMBRA_FAULT_RETRY);
+	cr_assert_eq(fake_write_fault(f, 512), UMBRA_FAULT_RETRY);
 	umbra_invalidate_end(f->chain, &r);
 	clean(f);
 	fake_destroy(f);
@@ -176,7 +168,7 @@ Test(invalidate, one_open_at_the_snapshot_and_ended_before_the_install_retries)
 	cr_assert_eq(umbra_invalidate_start(f->chain, &r), 0);
 	f->in_resolve = end_it;
 	f->in_resolve_arg = &r;
-	cr_assert_eq(fault(f, 512), UMBRA_FAULT_RETRY);
+	cr_assert_eq(fake_write_fault(f, 512), UMBRA_FAULT_RETRY);
 	cr_assert_eq(fake_leaf(f, 512), 0);
 	fake_destroy(f);
 }
@@ -196,11 +188,12 @@ Test(invalidate, a_no_from_the_host_counts_only_if_nothing_changed_meanwhile)
 	/* write-protected when it is looked at, lifted before the fault is answered */
 	f->pages[10].writable = false;
 	f->in_resolve = lift_10;
-	cr_assert_eq(fault(f, 10), UMBRA_FAULT_RETRY);
-	cr_assert_eq(fault(f, 10), UMBRA_FAULT_INSTALLED);
+	cr_assert_eq(fake_write_fault(f, 10), UMBRA_FAULT_RETRY);
+	cr_assert_eq(fake_write_fault(f, 10), UMBRA_FAULT_INSTALLED);
 	f->pages[11].writable = false;
 	f->in_resolve = lift_10;
-	cr_assert_eq(fault(f, 11), UMBRA_FAULT_DENIED, "a change elsewhere does not matter");
+	cr_assert_eq(fake_write_fault(f, 11), UMBRA_FAULT_DENIED,
+		     "a change elsewhere does not matter");
 	clean(f);
 	fake_destroy(f);
 }
@@ -217,11 +210,11 @@ Test(invalidate, of_many_that_pass_each_is_looked_at)
 	struct fake *f = fake_create(NULL);
 
 	f->in_resolve = discard_20_then_10;
-	cr_assert_eq(fault(f, 10), UMBRA_FAULT_RETRY);
+	cr_assert_eq(fake_write_fault(f, 10), UMBRA_FAULT_RETRY);
 	f->in_resolve = discard_20_then_10;
-	cr_assert_eq(fault(f, 20), UMBRA_FAULT_RETRY);
+	cr_assert_eq(fake_write_fault(f, 20), UMBRA_FAULT_RETRY);
 	f->in_resolve = discard_20_then_10;
-	cr_assert_eq(fault(f, 30), UMBRA_FAULT_INSTALLED);
+	cr_assert_eq(fake_write_fault(f, 30), UMBRA_FAULT_INSTALLED);
 	clean(f);
 	fake_destroy(f);
 }
@@ -233,10 +226,10 @@ Test(invalidate, what_fell_out_of_the_history_is_taken_to_matter)
 
 	f->in_resolve = discard_many;
 	f->in_resolve_arg = &n;
-	cr_assert_eq(fault(f, 10), UMBRA_FAULT_INSTALLED);
+	cr_assert_eq(fake_write_fault(f, 10), UMBRA_FAULT_INSTALLED);
 	n++;
 	f->in_resolve = discard_many;
-	cr_assert_eq(fault(f, 11), UMBRA_FAULT_RETRY);
+	cr_assert_eq(fake_write_fault(f, 11), UMBRA_FAULT_RETRY);
 	fake_destroy(f);
 }
 
@@ -249,11 +242,11 @@ Test(invalidate, d67_overlapping_opens_hold_until_the_last_end_in_either_order)
 		cr_assert_eq(umbra_invalidate_start(f->chain, &a), 0);
 		cr_assert_eq(umbra_invalidate_start(f->chain, &b), 0);
 		umbra_invalidate_end(f->chain, order ? &a : &b);
-		cr_assert_eq(fault(f, 12), UMBRA_FAULT_RETRY);
-		cr_assert_eq(fault(f, 22), UMBRA_FAULT_RETRY);
+		cr_assert_eq(fake_write_fault(f, 12), UMBRA_FAULT_RETRY);
+		cr_assert_eq(fake_write_fault(f, 22), UMBRA_FAULT_RETRY);
 		umbra_invalidate_end(f->chain, order ? &b : &a);
-		cr_assert_eq(fault(f, 12), UMBRA_FAULT_INSTALLED);
-		cr_assert_eq(fault(f, 22), UMBRA_FAULT_INSTALLED);
+		cr_assert_eq(fake_write_fault(f, 12), UMBRA_FAULT_INSTALLED);
+		cr_assert_eq(fake_write_fault(f, 22), UMBRA_FAULT_INSTALLED);
 		clean(f);
 		fake_destroy(f);
 	}
@@ -270,9 +263,9 @@ Test(invalidate, d19_an_inner_range_may_be_wider_than_the_outer)
 	cr_assert_eq(umbra_invalidate_start(f->chain, &inner), 0);
 	cr_assert_eq(fake_leaf(f, 530), 0);
 	umbra_invalidate_end(f->chain, &inner);
-	cr_assert_eq(fault(f, 512 + 7), UMBRA_FAULT_RETRY);
+	cr_assert_eq(fake_write_fault(f, 512 + 7), UMBRA_FAULT_RETRY);
 	umbra_invalidate_end(f->chain, &outer);
-	cr_assert_eq(fault(f, 512 + 7), UMBRA_FAULT_INSTALLED);
+	cr_assert_eq(fake_write_fault(f, 512 + 7), UMBRA_FAULT_INSTALLED);
 	cr_assert_eq(fake_stats(f).starts, fake_stats(f).ends);
 	clean(f);
 	fake_destroy(f);
@@ -297,9 +290,9 @@ Test(invalidate, d80_ranges_to_the_last_byte_empty_and_unaligned)
 	all.hull = (struct hva_range){ { 0 }, { ~0ULL } };
 	cr_assert_eq(umbra_invalidate_start(f->chain, &all), 0);
 	cr_assert_eq(fake_stats(f).leaves_4k, 0);
-	cr_assert_eq(fault(f, 0), UMBRA_FAULT_RETRY);
+	cr_assert_eq(fake_write_fault(f, 0), UMBRA_FAULT_RETRY);
 	umbra_invalidate_end(f->chain, &all);
-	cr_assert_eq(fault(f, 0), UMBRA_FAULT_INSTALLED);
+	cr_assert_eq(fake_write_fault(f, 0), UMBRA_FAULT_INSTALLED);
 	clean(f);
 	fake_destroy(f);
 }
@@ -315,13 +308,14 @@ Test(invalidate, sequences_do_not_wrap_into_an_old_snapshot)
 		for (unsigned int k = 0; k < 8; k++) {
 			umbra_zap_all(f->mmu);
 			f->in_resolve = discard_10;
-			cr_assert_eq(fault(f, 10), UMBRA_FAULT_RETRY, "from %lx", seq_starts[i]);
-			cr_assert_eq(fault(f, 10), UMBRA_FAULT_INSTALLED);
+			cr_assert_eq(fake_write_fault(f, 10), UMBRA_FAULT_RETRY, "from %lx",
+				     seq_starts[i]);
+			cr_assert_eq(fake_write_fault(f, 10), UMBRA_FAULT_INSTALLED);
 		}
 		cr_assert_eq(fake_stats(f).seq.v, seq_starts[i] + 8);
 		f->in_resolve = discard_many;
 		f->in_resolve_arg = &n;
-		cr_assert_eq(fault(f, 11), UMBRA_FAULT_INSTALLED);
+		cr_assert_eq(fake_write_fault(f, 11), UMBRA_FAULT_INSTALLED);
 		clean(f);
 		fake_destroy(f);
 	}
@@ -344,10 +338,10 @@ Test(invalidate, a_batch_drops_its_parts_and_holds_up_its_hull)
 	for (uint64_t g = 8; g < 32; g++)
 		cr_assert_eq(fake_leaf(f, g), g != 10 && g != 11 && g != 30, "gfn %lu", g);
 	umbra_zap(f->mmu, (struct gfn_range){ { 20 }, { 21 } });
-	cr_assert_eq(fault(f, 20), UMBRA_FAULT_RETRY);
+	cr_assert_eq(fake_write_fault(f, 20), UMBRA_FAULT_RETRY);
 	clean(f);
 	umbra_invalidate_end(f->chain, &r);
-	cr_assert_eq(fault(f, 20), UMBRA_FAULT_INSTALLED);
+	cr_assert_eq(fake_write_fault(f, 20), UMBRA_FAULT_INSTALLED);
 	clean(f);
 	fake_destroy(f);
 }
@@ -375,7 +369,7 @@ Test(invalidate, non_blockable_is_refused_while_a_vcpu_runs_and_leaves_nothing_o
 	f->in_guest = false;
 	cr_assert_eq(umbra_chain_counts(f->chain, UMBRA_SOURCE_TEST).begun, 1);
 	cr_assert_eq(umbra_chain_counts(f->chain, UMBRA_SOURCE_TEST).ended, 1);
-	cr_assert_eq(fault(f, 10), UMBRA_FAULT_INSTALLED, "nothing stayed open");
+	cr_assert_eq(fake_write_fault(f, 10), UMBRA_FAULT_INSTALLED, "nothing stayed open");
 	cr_assert_eq(umbra_invalidate_start(f->chain, &r), 0, "again, with nobody in the guest");
 	umbra_invalidate_end(f->chain, &r);
 	clean(f);
@@ -412,7 +406,7 @@ Test(invalidate, d63_release_drops_all_once_and_refuses_for_ever)
 	cr_assert_eq(fake_stats(f).leaves_4k, 0);
 	cr_assert_not(fake_cached(f, 5));
 	umbra_release(f->chain);
-	cr_assert_eq(fault(f, 5), UMBRA_FAULT_RELEASED);
+	cr_assert_eq(fake_write_fault(f, 5), UMBRA_FAULT_RELEASED);
 	cr_assert_eq(umbra_root_create(f->mmu, UMBRA_ROOT_DIRECT, &root), -ESHUTDOWN);
 	cr_assert_eq(
 		umbra_memslot_add(
@@ -434,7 +428,7 @@ Test(invalidate, release_while_a_fault_resolves_installs_nothing)
 	struct fake *f = fake_create(NULL);
 
 	f->in_resolve = do_release;
-	cr_assert_eq(fault(f, 5), UMBRA_FAULT_RELEASED);
+	cr_assert_eq(fake_write_fault(f, 5), UMBRA_FAULT_RELEASED);
 	cr_assert_eq(fake_stats(f).leaves_4k, 0);
 	fake_destroy(f);
 }
@@ -477,11 +471,11 @@ Test(invalidate, the_same_range_from_three_sources_is_harmless)
 	for (int s = UMBRA_SOURCE_OWN; s <= UMBRA_SOURCE_MODULE; s++) {
 		struct umbra_range r = blockable(10, 1);
 
-		cr_assert_eq(fault(f, 10), UMBRA_FAULT_RETRY);
+		cr_assert_eq(fake_write_fault(f, 10), UMBRA_FAULT_RETRY);
 		r.source = (enum umbra_source)s;
 		umbra_invalidate_end(f->chain, &r);
 	}
-	cr_assert_eq(fault(f, 10), UMBRA_FAULT_INSTALLED);
+	cr_assert_eq(fake_write_fault(f, 10), UMBRA_FAULT_INSTALLED);
 	clean(f);
 	fake_destroy(f);
 }

@@ -28,14 +28,6 @@ static void change_elsewhere(struct fake *f, void *arg)
 	over(f, 40, 1, OVER);
 }
 
-static enum umbra_fault_result fault(struct fake *f, uint64_t gfn)
-{
-	struct umbra_fault fault = { .gpa = { gfn << UMBRA_PAGE_SHIFT },
-				     .access = UMBRA_ACCESS_WRITE };
-
-	return umbra_fault(f->root, &fault);
-}
-
 Test(over, drops_what_meets_the_range_leaves_nothing_open_and_counts_as_both)
 {
 	struct fake *f = fake_create(NULL);
@@ -56,7 +48,7 @@ Test(over, drops_what_meets_the_range_leaves_nothing_open_and_counts_as_both)
 	cr_assert_eq(fake_stats(f).seq.v, 1);
 	cr_assert_eq(umbra_history(f->mmu, fake_range(11, 1), &event, 1), 1);
 	cr_assert(!event.open && event.zapped_4k == 3 && event.cause == UMBRA_CAUSE_DISCARD);
-	cr_assert_eq(fault(f, 10), UMBRA_FAULT_INSTALLED, "nothing is open");
+	cr_assert_eq(fake_write_fault(f, 10), UMBRA_FAULT_INSTALLED, "nothing is open");
 	fake_destroy(f);
 }
 
@@ -65,10 +57,10 @@ Test(over, a_fault_that_resolved_meanwhile_retries_and_one_elsewhere_does_not)
 	struct fake *f = fake_create(NULL);
 
 	f->in_resolve = change;
-	cr_assert_eq(fault(f, 10), UMBRA_FAULT_RETRY);
+	cr_assert_eq(fake_write_fault(f, 10), UMBRA_FAULT_RETRY);
 	cr_assert_eq(fake_leaf(f, 10), 0);
 	f->in_resolve = change_elsewhere;
-	cr_assert_eq(fault(f, 10), UMBRA_FAULT_INSTALLED);
+	cr_assert_eq(fake_write_fault(f, 10), UMBRA_FAULT_INSTALLED);
 	clean(f);
 	fake_destroy(f);
 }
@@ -76,7 +68,8 @@ Test(over, a_fault_that_resolved_meanwhile_retries_and_one_elsewhere_does_not)
 static void nothing_yet(struct fake *f)
 {
 	cr_assert_eq(fake_leaf(f, 10), 0);
-	cr_assert_eq(fault(f, 10), UMBRA_FAULT_RETRY, "open until no vCPU uses it any more");
+	cr_assert_eq(fake_write_fault(f, 10), UMBRA_FAULT_RETRY,
+		     "open until no vCPU uses it any more");
 }
 
 Test(over, it_stays_open_while_a_vcpu_still_uses_what_was)
@@ -90,7 +83,7 @@ Test(over, it_stays_open_while_a_vcpu_still_uses_what_was)
 	cr_assert_eq(f->flush_waits, 1);
 	cr_assert_not(fake_cached(f, 10));
 	f->in_guest = false;
-	cr_assert_eq(fault(f, 10), UMBRA_FAULT_INSTALLED);
+	cr_assert_eq(fake_write_fault(f, 10), UMBRA_FAULT_INSTALLED);
 	clean(f);
 	fake_destroy(f);
 }
@@ -132,9 +125,9 @@ Test(over, inside_an_open_one_it_opens_and_ends_nothing_of_it)
 	cr_assert_eq(umbra_invalidate_start(f->chain, &r), 0);
 	over(f, 10, 1, OVER);
 	over(f, 30, 1, OVER);
-	cr_assert_eq(fault(f, 11), UMBRA_FAULT_RETRY, "still open");
+	cr_assert_eq(fake_write_fault(f, 11), UMBRA_FAULT_RETRY, "still open");
 	umbra_invalidate_end(f->chain, &r);
-	cr_assert_eq(fault(f, 11), UMBRA_FAULT_INSTALLED);
+	cr_assert_eq(fake_write_fault(f, 11), UMBRA_FAULT_INSTALLED);
 	clean(f);
 	fake_destroy(f);
 }
