@@ -104,6 +104,13 @@ static void wait_for_migration(struct audit *a, hva_t hva, struct umbra_page *pa
 	}
 }
 
+/* Is a write of ours under way there? What it changed is announced when this walk gives its lock back. */
+static bool being_written(const struct audit *a, hva_t hva)
+{
+	return atomic_load(hostmap_writing(a->map, hva, false)) ||
+	       atomic_load(hostmap_writing(a->map, hva, true));
+}
+
 static void audit_page(struct audit *a, const struct umbra_leaf *leaf, uint64_t nr,
 		       struct umbra_page *page)
 {
@@ -125,8 +132,7 @@ static void audit_page(struct audit *a, const struct umbra_leaf *leaf, uint64_t 
 	if (leaf->host_pfn != UMBRA_HOST_PFN_UNKNOWN && page->host_pfn != UMBRA_HOST_PFN_UNKNOWN) {
 		a->report->pfn_checked++;
 		if (leaf->host_pfn + nr != page->host_pfn) {
-			/* Its announcement waits for the lock that this walk holds. */
-			if (atomic_load(hostmap_writing(a->map, hva)))
+			if (being_written(a, hva))
 				a->report->skipped++;
 			else if (kernel_moved(a, leaf, page))
 				a->report->moved_by_kernel++;
@@ -137,8 +143,12 @@ static void audit_page(struct audit *a, const struct umbra_leaf *leaf, uint64_t 
 		}
 	}
 	if (leaf->level == UMBRA_LEVEL_2M && a->map->scan && !(page->flags & UMBRA_PAGE_HUGE)) {
-		a->report->wrong_size++;
-		mismatch(a, leaf, nr, "2M over 4K pages", page);
+		if (being_written(a, hva)) {
+			a->report->skipped++;
+		} else {
+			a->report->wrong_size++;
+			mismatch(a, leaf, nr, "2M over 4K pages", page);
+		}
 	}
 	/* What may be written may be read on this machine, whatever was asked for. */
 	if (!(vma->flags & (UMBRA_VMA_READ | UMBRA_VMA_WRITE)) ||

@@ -18,23 +18,30 @@ struct umbra_hostmap {
 	int khugepaged, vmstat;     /* counters of pages that the kernel moves by itself, or -1 */
 	uint64_t collapsed, migrated, reclaimed; /* what they said when the map was opened */
 	bool scan, pfns, procmap;
-	/* By page: writes of ours that have perhaps moved it, and have not announced that yet. */
+	atomic_bool large; /* somebody has asked for a leaf of 2M */
+	/* By page, and by 2M block: writes of ours that have perhaps moved or split it, and have not announced that yet. */
 	atomic_uint writing[HOSTMAP_WRITING];
 	/* By page, and by 2M block: answers given that a write moves, so far. Several may share one count. */
 	atomic_uint fragile[HOSTMAP_FRAGILE];
 	pthread_mutex_t maps_lock; /* reading /proc/PID/maps as text moves its offset */
 };
 
-static inline atomic_uint *hostmap_writing(struct umbra_hostmap *map, hva_t hva)
+/* A number for the page, or for the 2M block, that @hva is in, of which any bits are as good as others. */
+static inline uint64_t hostmap_key(hva_t hva, bool block)
 {
-	return &map->writing[(hva.v >> UMBRA_PAGE_SHIFT) % HOSTMAP_WRITING];
+	const uint64_t key = block ? ~(hva.v / UMBRA_HUGE_SIZE) : hva.v / UMBRA_PAGE_SIZE;
+
+	return key * 0x9e3779b97f4a7c15ULL >> 32;
+}
+
+static inline atomic_uint *hostmap_writing(struct umbra_hostmap *map, hva_t hva, bool block)
+{
+	return &map->writing[hostmap_key(hva, block) % HOSTMAP_WRITING];
 }
 
 static inline atomic_uint *hostmap_fragile(struct umbra_hostmap *map, hva_t hva, bool block)
 {
-	const uint64_t key = block ? ~(hva.v / UMBRA_HUGE_SIZE) : hva.v / UMBRA_PAGE_SIZE;
-
-	return &map->fragile[(key * 0x9e3779b97f4a7c15ULL >> 32) % HOSTMAP_FRAGILE];
+	return &map->fragile[hostmap_key(hva, block) % HOSTMAP_FRAGILE];
 }
 
 /* One mapping of the host (a VMA). @flags: UMBRA_VMA_*. @page: bytes of its pages, 0 if not known

@@ -94,50 +94,75 @@ static int look(struct umbra_hostmap *map, const struct umbra_resolve_req *req, 
 							: hostmap_entry(map, req->hva, now);
 }
 
+/* What a write has moved (@moved), or split and left in its place, is announced after the fact. */
+static int announce_late(struct umbra_chain *chain, hva_t page, bool huge, bool moved)
+{
+	struct umbra_range r = cow_range(page, huge);
+	int err;
+
+	if (!moved) {
+		r.cause = UMBRA_CAUSE_SPLIT;
+		r.flags = UMBRA_RANGE_BLOCKABLE;
+	}
+	err = umbra_invalidate_start(chain, &r);
+	if (err)
+		return err;
+	umbra_invalidate_end(chain, &r);
+	return -EAGAIN;
+}
+
 /*
  * Write to a present page that looks as if it would stay. A KSM page with one mapping, a page still
  * held by the swap cache and, before Linux 6.15, 4K of a large folio that a child once shared look so
- * and move all the same; with frames to compare that is seen, and announced after the fact. Until then
- * an audit that meets the page does not hold the old frame against its leaf.
+ * and move all the same; with frames to compare that is seen, and announced after the fact. So is that a
+ * 2M page is split, which the kernel does where it cannot be sure of its only mapping, as while a child that
+ * shared it exits. Until then an audit that meets the page does not hold it against its leaf.
+ * The size matters for leaves of any slot: it is looked at once somebody, not only @req, has asked for 2M.
  */
 static int write_and_look(struct umbra_hostmap *map, struct umbra_chain *chain,
 			  const struct umbra_resolve_req *req, const struct umbra_page *before,
 			  struct umbra_resolved *res)
 {
+	const bool large = atomic_load(&map->large);
 	struct umbra_page now;
-	int err = populate(req->hva, MADV_POPULATE_WRITE);
+	uint32_t flags = 0;
+	bool huge;
+	int err = large ? hostmap_peek(map, req->hva, &flags) : 0;
 
 	if (!err)
-		err = look(map, req, false, &now);
+		err = populate(req->hva, MADV_POPULATE_WRITE);
+	huge = flags & UMBRA_PAGE_HUGE;
+	if (!err)
+		err = huge ? umbra_hostmap_query(map, req->hva, &now)
+			   : hostmap_entry(map, req->hva, &now);
 	if (err)
 		return err;
 	if (before->host_pfn != now.host_pfn) {
-		struct umbra_range r;
-
 		/* A 2M page that a write moves in part is mapped by 4K then: only that part has moved. */
 		err = look(map, req, true, &now);
-		if (err)
-			return err;
-		r = cow_range(req->hva, now.flags & UMBRA_PAGE_HUGE);
-		err = umbra_invalidate_start(chain, &r);
-		if (err)
-			return err;
-		umbra_invalidate_end(chain, &r);
-		return -EAGAIN;
+		return err ? err
+			   : announce_late(chain, req->hva, now.flags & UMBRA_PAGE_HUGE, true);
 	}
+	if ((huge || atomic_load(&map->large) != large) && !(now.flags & UMBRA_PAGE_HUGE))
+		return announce_late(chain, req->hva, true, false);
 	return answer(req, &now, true, res);
+}
+
+static void writing_add(struct umbra_hostmap *map, hva_t hva, unsigned int n)
+{
+	atomic_fetch_add(hostmap_writing(map, hva, false), n);
+	atomic_fetch_add(hostmap_writing(map, hva, true), n);
 }
 
 static int write_in_place(struct umbra_hostmap *map, struct umbra_chain *chain,
 			  const struct umbra_resolve_req *req, const struct umbra_page *before,
 			  struct umbra_resolved *res)
 {
-	atomic_uint *writing = hostmap_writing(map, req->hva);
 	int err;
 
-	atomic_fetch_add(writing, 1);
+	writing_add(map, req->hva, 1);
 	err = write_and_look(map, chain, req, before, res);
-	atomic_fetch_sub(writing, 1);
+	writing_add(map, req->hva, -1U);
 	return err;
 }
 
@@ -198,7 +223,6 @@ static int resolve_absent(struct umbra_hostmap *map, struct umbra_chain *chain,
 			  const struct umbra_resolve_req *req, unsigned int fragile,
 			  struct umbra_resolved *res)
 {
-	atomic_uint *writing = hostmap_writing(map, req->hva);
 	struct host_vma vma;
 	int err;
 
@@ -213,9 +237,9 @@ static int resolve_absent(struct umbra_hostmap *map, struct umbra_chain *chain,
 			return err ? err : answer_read(map, req, &vma, res);
 		}
 	}
-	atomic_fetch_add(writing, 1);
+	writing_add(map, req->hva, 1);
 	err = write_absent(map, chain, req, fragile, res);
-	atomic_fetch_sub(writing, 1);
+	writing_add(map, req->hva, -1U);
 	return err;
 }
 
@@ -273,8 +297,11 @@ int umbra_hostmap_resolve(struct umbra_hostmap *map, struct umbra_chain *chain,
 {
 	const unsigned int fragile = fragile_answers(map, req->hva);
 	struct umbra_page page;
-	int err = hostmap_entry(map, req->hva, &page);
+	int err;
 
+	if (req->max_level >= UMBRA_LEVEL_2M && !atomic_load(&map->large))
+		atomic_store(&map->large, true);
+	err = hostmap_entry(map, req->hva, &page);
 	if (err)
 		return err;
 	if (!(page.flags & UMBRA_PAGE_PRESENT))

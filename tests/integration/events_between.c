@@ -256,6 +256,47 @@ Test(between, what_a_late_fault_moves_goes_from_the_alias_too)
 	sound();
 }
 
+/*
+ * A write to a 2M page that looks as if it stayed, and that the kernel splits all the same, as it does while a child that
+ * shared the page exits. The frames stay; but no leaf of 2M may, the alias's neither. Until that is told, an audit does not
+ * hold it against the leaf.
+ */
+static void split_in_place(void)
+{
+	const size_t at = HUGE - PAGE;
+	struct umbra_audit_report report;
+
+	cr_assert(!mprotect(arena + at, PAGE, PROT_READ));
+	cr_assert(!mprotect(arena + at, PAGE, PROT_READ | PROT_WRITE));
+	cr_assert_not(host_flags(&h, arena) & UMBRA_PAGE_HUGE);
+	cr_assert_eq(umbra_audit(h.root, h.map, &report, stderr), 0);
+	cr_assert_eq(report.skipped, UMBRA_HUGE_PAGES);
+}
+
+Test(between, a_2m_page_that_a_write_splits_leaves_no_2m_leaf)
+{
+	const enum umbra_level most[] = { UMBRA_LEVEL_4K, UMBRA_LEVEL_2M };
+
+	if (!umbra_hostmap_has_scan(h.map))
+		cr_skip_test("needs PAGEMAP_SCAN: without it there are no 2M leaves");
+	for (int i = 0; i < 2; i++) {
+		struct umbra_resolved res;
+		struct umbra_resolve_req req = { .access = RW, .max_level = most[i] };
+
+		arena = host_anon(&h, HUGE);
+		cr_assert_eq(madvise(arena, HUGE, MADV_HUGEPAGE), 0);
+		cr_assert(host_touch(&h, arena, PAGE, RW));
+		cr_assert_eq(host_leaf(&h, arena), 2);
+		before(MADV_POPULATE_WRITE, split_in_place);
+		req.hva.v = (uintptr_t)arena + 4 * PAGE;
+		req.gfn.v = req.hva.v >> UMBRA_PAGE_SHIFT;
+		cr_expect_eq(umbra_hostmap_resolve(h.map, h.chain, &req, &res), -EAGAIN);
+		cr_assert_null(step);
+		cr_expect_eq(host_leaf(&h, arena), 0);
+		sound();
+	}
+}
+
 /* ---- another own call --------------------------------------------------------------------------- */
 
 static pthread_t other;
