@@ -137,8 +137,9 @@ void umbra_own_destroy(struct umbra_own *own);
  * Own calls know from its region what memory is a file's, whose 2M pages are unmapped as a whole when a call cuts them.
  * Returns: 0, -ENOMEM, -EEXIST (overlaps), -errno of fstat. Copies @region. Own calls keep regions
  * true: what they unmap, map over, move or mark is cut out, replaced, moved or split. add: before
- * anything of @region is installed; waits for own calls that do not know of it yet. remove: takes
- * what is left between the two ends of @hva; 0, -ENOENT (no region begins and ends there).
+ * anything of @region is installed, and with no own call under way that discards, protects or unmaps
+ * a part of it; waits for other calls that do not know of it yet. remove: takes what is left between
+ * the two ends of @hva; 0, -ENOENT (no region begins and ends there).
  */
 int umbra_region_add(struct umbra_own *own, const struct umbra_region *region);
 int umbra_region_remove(struct umbra_own *own, struct hva_range hva);

@@ -299,6 +299,7 @@ Test(between, a_2m_page_that_a_write_splits_leaves_no_2m_leaf)
 
 /* ---- another own call --------------------------------------------------------------------------- */
 
+static int file;
 static pthread_t other;
 static _Atomic bool installed;
 
@@ -328,6 +329,7 @@ static void collapse_before(void)
 	cr_assert(!pthread_create(&other, NULL, collapse, NULL));
 	for (int i = 0; i < 2000 && !(host_flags(&h, arena) & UMBRA_PAGE_HUGE); i++)
 		usleep(1000);
+	cr_assert(!umbra_hostmap_has_scan(h.map) || (host_flags(&h, arena) & UMBRA_PAGE_HUGE));
 	fault_for_a_while(arena + PAGE, RW);
 }
 
@@ -338,6 +340,7 @@ Test(between, a_block_collapsed_before_a_cut_has_no_leaf_until_it_is_cut)
 	for (int i = 0; i < 2; i++) {
 		arena = small(HUGE);
 		cr_assert(host_touch(&h, arena, HUGE, RW));
+		cr_assert(!syscall(SYS_madvise, arena, HUGE, MADV_HUGEPAGE));
 		before(advices[i], collapse_before);
 		cr_assert(!advise(arena + 9 * PAGE, PAGE, advices[i]));
 		pthread_join(other, NULL);
@@ -351,6 +354,25 @@ static void make_thp(void)
 {
 	if (host_make_thp(&h, arena))
 		fault_for_a_while(arena, RW);
+}
+
+/*
+ * Of a file the kernel unmaps all 512 pages then. That the block was small is looked at with the range open: so what the
+ * collapse has opened stays open as long.
+ */
+Test(between, a_block_of_a_file_collapsed_before_a_cut_has_no_leaf_until_it_is_cut)
+{
+	h.slot_flags = UMBRA_SLOT_4K_ONLY;
+	arena = host_memfd(&h, HUGE, &file);
+	cr_assert(host_touch(&h, arena, HUGE, RW));
+	cr_assert_not(host_flags(&h, arena) & UMBRA_PAGE_HUGE);
+	before(MADV_DONTNEED, collapse_before);
+	cr_assert(!advise(arena + 9 * PAGE, PAGE, MADV_DONTNEED));
+	pthread_join(other, NULL);
+	cr_assert_null(step);
+	cr_expect_not(installed);
+	sound();
+	close(file);
 }
 
 Test(between, what_is_not_there_yet_when_cold_is_planned_waits_for_it)
@@ -387,8 +409,6 @@ Test(between, a_folio_that_comes_over_the_end_of_what_is_freed_is_held_whole)
 	cr_assert_not(installed);
 	sound();
 }
-
-static int file;
 
 static void extend(void)
 {

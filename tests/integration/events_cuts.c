@@ -158,6 +158,18 @@ Test(cuts, mremap_of_a_page_of_a_file_away)
 	is_cut();
 }
 
+/* Grown, so it moves: to a place of the kernel's choice, where faults are held off until calls that do not know it are through. */
+Test(cuts, mremap_of_a_page_of_a_file_to_wherever_there_is_room)
+{
+	hva_t now = { 0 };
+
+	file_block();
+	cr_assert(
+		!umbra_mremap(h.own, pages(CUT, 1), 2 * PAGE, MREMAP_MAYMOVE, (hva_t){ 0 }, &now));
+	cr_assert(now.v && now.v != (uintptr_t)(block + CUT * PAGE));
+	is_cut();
+}
+
 Test(cuts, mremap_of_another_page_onto_a_page_of_a_file)
 {
 	hva_t now;
