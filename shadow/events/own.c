@@ -73,17 +73,6 @@ void own_grace_wait(struct umbra_own *own)
 /* ---- the bracket ------------------------------------------------------------------------------
  */
 
-struct umbra_range bracket_of(struct hva_range hull, enum umbra_cause cause, bool relocates)
-{
-	return (struct umbra_range){
-		.hull = hull,
-		.flags = UMBRA_RANGE_BLOCKABLE | (relocates ? UMBRA_RANGE_RELOCATES : 0U),
-		.cause = cause,
-		.source = UMBRA_SOURCE_OWN,
-		.who = own_tid(),
-	};
-}
-
 /* What it returns stays valid as long as @plan. */
 static struct umbra_range plan_range(struct plan *plan)
 {

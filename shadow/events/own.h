@@ -37,14 +37,16 @@ struct own_region {
 };
 
 struct umbra_own {
+	/* What every call looks at: in one cache line. */
 	struct umbra_chain *chain;
 	struct umbra_hostmap *map;
-
 	_Atomic(struct umbra_uffd *) uffd; /* reads the events of our own calls, or NULL */
 	_Atomic uint64_t watched;          /* grows with every registration at @uffd */
-	struct own_call calls[OWN_CALLS];
+	_Atomic uint32_t planners;         /* see @planning: both phases */
 	_Atomic bool torn;  /* mremap may have moved a part of a folio away from the rest */
 	_Atomic bool files; /* there is, or was, a region of a file that may be mapped by 2M */
+
+	struct own_call calls[OWN_CALLS];
 
 	/*
 	 * Calls between the making of their plan and the return from the system call, in two phases; see
@@ -52,7 +54,6 @@ struct umbra_own {
 	 */
 	pthread_mutex_t plans_lock;
 	pthread_cond_t plans_over;
-	_Atomic uint32_t planners; /* both phases */
 	uint32_t planning[2], phase;
 
 	pthread_mutex_t regions_lock; /* innermost: never held over a call or a bracket */
@@ -89,7 +90,17 @@ int plan_file_edges(struct umbra_own *own, struct hva_range r, struct plan *plan
 /* What madvise(@r, @advice) changes. Returns: 0, -ENOMEM. */
 int plan_madvise(const struct umbra_own *own, struct hva_range r, int advice, struct plan *plan);
 /* Cause and relocates alone, for advice that changes exactly its range; false for other advice. */
-bool plan_is_exact(int advice, enum umbra_cause *cause, bool *relocates);
+static inline bool plan_is_exact(int advice, enum umbra_cause *cause, bool *relocates)
+{
+	*relocates = true;
+	switch (advice) {
+	case MADV_DONTNEED:
+	case MADV_DONTNEED_LOCKED: *cause = UMBRA_CAUSE_DISCARD; return true;
+	case MADV_UNMERGEABLE: *cause = UMBRA_CAUSE_COW; return true;
+	case MADV_GUARD_INSTALL: *cause = UMBRA_CAUSE_GUARD; return true;
+	default: return false;
+	}
+}
 
 /* @r widened to all folios that it cuts, as far as they may reach: everything if they are torn. */
 struct hva_range own_widen_folios(const struct umbra_own *own, struct hva_range r);
@@ -176,8 +187,31 @@ struct bracket {
 	bool open, more_open, cut;
 };
 
+/* gettid is a system call, a fifth of a small madvise. A forked child has another tid: it asks again. */
+extern _Thread_local int own_cached_tid;
+void own_tid_init(void);
+int own_tid_ask(void);
+
+static inline int own_tid(void)
+{
+	const int tid = own_cached_tid;
+
+	return tid ? tid : own_tid_ask();
+}
+
 /* The range of a bracket of ours round @hull. */
-struct umbra_range bracket_of(struct hva_range hull, enum umbra_cause cause, bool relocates);
+static inline struct umbra_range bracket_of(struct hva_range hull, enum umbra_cause cause,
+					    bool relocates)
+{
+	return (struct umbra_range){
+		.hull = hull,
+		.flags = UMBRA_RANGE_BLOCKABLE | (relocates ? UMBRA_RANGE_RELOCATES : 0U),
+		.cause = cause,
+		.source = UMBRA_SOURCE_OWN,
+		.who = own_tid(),
+	};
+}
+
 /*
  * Opens what @plan says; @plan and @removes stay as they are until bracket_end(). @removes, @n: what the
  * call raises REMOVEs for, in this order. Returns: 0, -errno of the consumer that refuses: nothing is open.
@@ -199,16 +233,28 @@ int bracket_cuts(struct umbra_own *own, const struct plan *plan, struct bracket 
 void bracket_end(struct umbra_own *own, struct bracket *b, int result);
 
 /* Marks the calling thread as inside an own call, if a uffd listens. @removes, @n: as bracket_start(). */
-struct own_call *own_call_enter(struct umbra_own *own, const struct hva_range *removes, uint32_t n);
-void own_call_leave(struct umbra_own *own, struct own_call *call, int result);
+struct own_call *own_call_take(struct umbra_own *own, const struct hva_range *removes, uint32_t n);
+void own_call_give(struct umbra_own *own, struct own_call *call, int result);
+
+static inline struct own_call *own_call_enter(struct umbra_own *own,
+					      const struct hva_range *removes, uint32_t n)
+{
+	if (!atomic_load_explicit(&own->uffd, memory_order_acquire))
+		return NULL;
+	return own_call_take(own, removes, n);
+}
+
+static inline void own_call_leave(struct umbra_own *own, struct own_call *call, int result)
+{
+	if (call)
+		own_call_give(own, call, result);
+}
+
 /* For the reader: is thread @tid inside an own call? Then its changes are bracketed by it. */
 bool own_call_of(struct umbra_own *own, int tid);
 /* For the reader: takes a REMOVE of @r as that of an own call, whose bracket is still open. */
 bool own_call_claim(struct umbra_own *own, struct hva_range r);
 /* For the reader: memory that may be watched came to @r by itself. Own calls there may raise nothing for it. */
 void own_call_doubt(struct umbra_own *own, struct hva_range r);
-
-void own_tid_init(void);
-int own_tid(void);
 
 #endif

@@ -19,13 +19,11 @@
 /* Held for reading by whoever uses own->uffd, so that it is not freed. */
 static pthread_rwlock_t uffd_users = PTHREAD_RWLOCK_INITIALIZER;
 
-/* gettid is a system call, a fifth of a small madvise. A forked child has another tid: it asks
- * again. */
-static _Thread_local int cached_tid;
+_Thread_local int own_cached_tid;
 
 static void forget_tid(void)
 {
-	cached_tid = 0;
+	own_cached_tid = 0;
 }
 
 static void watch_fork(void)
@@ -33,11 +31,10 @@ static void watch_fork(void)
 	pthread_atfork(NULL, NULL, forget_tid);
 }
 
-int own_tid(void)
+int own_tid_ask(void)
 {
-	if (!cached_tid)
-		cached_tid = (int)syscall(SYS_gettid);
-	return cached_tid;
+	own_cached_tid = (int)syscall(SYS_gettid);
+	return own_cached_tid;
 }
 
 void own_tid_init(void)
@@ -80,14 +77,11 @@ static struct own_call *take_slot(struct umbra_own *own, int tid)
 	return NULL;
 }
 
-struct own_call *own_call_enter(struct umbra_own *own, const struct hva_range *removes, uint32_t n)
+struct own_call *own_call_take(struct umbra_own *own, const struct hva_range *removes, uint32_t n)
 {
 	struct hva_range hull = { 0 };
-	struct own_call *call;
+	struct own_call *call = take_slot(own, own_tid());
 
-	if (!atomic_load_explicit(&own->uffd, memory_order_acquire))
-		return NULL;
-	call = take_slot(own, own_tid());
 	if (!call)
 		return NULL; /* too many at once: taken for an outside caller, which only costs */
 	for (uint32_t i = 0; i < n; i++)
@@ -115,14 +109,12 @@ static struct hva_range hull_of(struct own_call *call)
 	return (struct hva_range){ { atomic_load(&call->start) }, { atomic_load(&call->end) } };
 }
 
-void own_call_leave(struct umbra_own *own, struct own_call *call, int result)
+void own_call_give(struct umbra_own *own, struct own_call *call, int result)
 {
 	struct umbra_uffd *uffd;
 	struct hva_range hull;
 	uint32_t wrong = 0;
 
-	if (!call)
-		return;
 	if (!atomic_load(&call->end)) {
 		free_slot(call);
 		return;

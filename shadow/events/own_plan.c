@@ -70,18 +70,6 @@ bool plan_covers(const struct plan *plan, struct hva_range r)
 	return false;
 }
 
-bool plan_is_exact(int advice, enum umbra_cause *cause, bool *relocates)
-{
-	*relocates = true;
-	switch (advice) {
-	case MADV_DONTNEED:
-	case MADV_DONTNEED_LOCKED: *cause = UMBRA_CAUSE_DISCARD; return true;
-	case MADV_UNMERGEABLE: *cause = UMBRA_CAUSE_COW; return true;
-	case MADV_GUARD_INSTALL: *cause = UMBRA_CAUSE_GUARD; return true;
-	default: return false;
-	}
-}
-
 static bool mapped_huge(const struct umbra_own *own, uint64_t block)
 {
 	uint32_t flags;
