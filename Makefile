@@ -7,6 +7,8 @@
 #   cov   gcc, counting lines
 
 BUILD	?= build
+# One name for each directory, or what is known of headers would not hold for objects called by the other.
+override BUILD := $(patsubst $(CURDIR)/%,%,$(abspath $(BUILD)))
 PREFIX	?= /usr/local
 DESTDIR ?=
 BINDIR	?= $(PREFIX)/bin
