@@ -118,6 +118,8 @@ struct umbra_uffd {
 	_Atomic uint64_t own_removes, settled, unsettled, eagain;
 };
 
+/* The first way that works, with every feature it has of those used; @u->features says which. Returns: it, -errno. */
+int uffd_open_fd(struct umbra_uffd *u, struct umbra_uffd_tried *tried);
 /* @n REMOVEs within @r were taken as an own call's, and one may be another's: whoever made it is waited for.
  * The own call's bracket is still open. */
 void uffd_doubt(struct umbra_uffd *uffd, struct hva_range r, uint32_t n);
