@@ -7,6 +7,7 @@
 #include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
+#include "shadow/events/hostmap.h"
 #include "shadow/events/uffd.h"
 
 #define SETTLE_POLL_MS 1
@@ -101,6 +102,51 @@ static void point(struct umbra_uffd *u, struct hva_range r, enum umbra_cause cau
 	umbra_invalidate_range(u->chain, &range);
 }
 
+static void drop_unmapped(struct umbra_uffd *u, struct hva_range block)
+{
+	uint64_t entries[UMBRA_HUGE_PAGES], n = 0, run;
+
+	if (!u->own || !u->own->map ||
+	    hostmap_entries(u->own->map, block.start.v >> UMBRA_PAGE_SHIFT, entries,
+			    UMBRA_HUGE_PAGES)) {
+		point(u, block, UMBRA_CAUSE_SPLIT, false);
+		return;
+	}
+	while (n < UMBRA_HUGE_PAGES) {
+		for (run = 0; n + run < UMBRA_HUGE_PAGES && !(entries[n + run] & PM_PRESENT);)
+			run++;
+		if (run)
+			point(u,
+			      (struct hva_range){ { block.start.v + n * UMBRA_PAGE_SIZE },
+						  { block.start.v + (n + run) * UMBRA_PAGE_SIZE } },
+			      UMBRA_CAUSE_SPLIT, false);
+		n += run + 1;
+	}
+}
+
+/*
+ * A change of others is over that cut 2M pages: one of a file the kernel has unmapped whole, of which no event tells. What came
+ * back since is the same page of the file; so only what is not mapped must have no leaf. @cut: uffd_cut().
+ */
+static void drop_cut(struct umbra_uffd *u, struct hva_range cut)
+{
+	const struct hva_range first = { cut.start, { cut.start.v + UMBRA_HUGE_SIZE } },
+			       last = { { cut.end.v - UMBRA_HUGE_SIZE }, cut.end };
+
+	if (hva_range_empty(cut))
+		return;
+	drop_unmapped(u, first);
+	if (last.start.v != first.start.v)
+		drop_unmapped(u, last);
+}
+
+/* Unmapped, moved away or mapped over: over when its event is read. */
+static void gone(struct umbra_uffd *u, struct hva_range r, enum umbra_cause cause)
+{
+	point(u, r, cause, true);
+	drop_cut(u, uffd_cut(u, r));
+}
+
 /* It is open already. @removes: so many were raised. */
 static void add_doubt(struct umbra_uffd *u, struct hva_range r, uint32_t removes)
 {
@@ -170,6 +216,7 @@ static void settle_pending(struct umbra_uffd *u)
 		}
 		for (uint32_t n = o->count; n; n--)
 			close_range_(u, o->r, UMBRA_CAUSE_REMOVE);
+		drop_cut(u, o->cut);
 		atomic_fetch_add(&u->settled, o->removes);
 	}
 	u->npending = kept;
@@ -181,15 +228,18 @@ static void settle_pending(struct umbra_uffd *u)
 
 static void on_remove(struct umbra_uffd *u, struct hva_range r)
 {
+	struct uffd_open o = { .r = r, .count = 1, .removes = 1 };
+
 	if (u->own && own_call_claim(u->own, r)) {
 		atomic_fetch_add(&u->own_removes, 1);
 		atomic_fetch_add(&u->removes, 1);
 		return;
 	}
 	open_range(u, r, UMBRA_CAUSE_REMOVE, true);
+	o.cut = uffd_cut(u, r);
 	/* The epoch begins after the read: what is seen from now on was seen after it. */
-	u->pending[u->npending++] =
-		(struct uffd_open){ .r = r, .epoch = settle_epoch(), .count = 1, .removes = 1 };
+	o.epoch = settle_epoch();
+	u->pending[u->npending++] = o;
 	set_unsettled(u);
 	atomic_fetch_add(&u->removes, 1); /* last: who sees it counted sees it refused */
 }
@@ -204,8 +254,8 @@ static void on_remap(struct umbra_uffd *u, uint64_t from, uint64_t to, uint64_t 
 		own_call_doubt(u->own, (struct hva_range){ { to }, { to + len } });
 		own_moved(u->own, old, (hva_t){ to });
 	}
-	point(u, old, UMBRA_CAUSE_REMAP, true);
-	point(u, (struct hva_range){ { to }, { to + len } }, UMBRA_CAUSE_REMAP, true);
+	gone(u, old, UMBRA_CAUSE_REMAP);
+	gone(u, (struct hva_range){ { to }, { to + len } }, UMBRA_CAUSE_REMAP);
 }
 
 static void on_fork(struct umbra_uffd *u, int child)
@@ -266,8 +316,8 @@ static void on_message(struct umbra_uffd *u, const struct uffd_msg *m)
 	case UFFD_EVENT_REMOVE: on_remove(u, r); break;
 	case UFFD_EVENT_UNMAP:
 		atomic_fetch_add(&u->unmaps, 1);
+		gone(u, r, UMBRA_CAUSE_UNMAP);
 		uffd_ranges_remove(u, r);
-		point(u, r, UMBRA_CAUSE_UNMAP, true);
 		break;
 	case UFFD_EVENT_REMAP:
 		on_remap(u, m->arg.remap.from, m->arg.remap.to, m->arg.remap.len);

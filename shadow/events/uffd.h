@@ -67,9 +67,9 @@ uint64_t settle_epoch(void);
 uint64_t settle_scan(struct settle *s, uint64_t epoch);
 
 /* An open bracket of the reader's, to be closed when @epoch is over. @count: starts it stands for.
- * @removes: REMOVEs, as many as are in doubt. */
+ * @removes: REMOVEs, as many as are in doubt. @cut: uffd_cut() of @r. */
 struct uffd_open {
-	struct hva_range r;
+	struct hva_range r, cut;
 	uint64_t epoch;
 	uint32_t count, removes;
 };
@@ -79,9 +79,10 @@ struct uffd_deferred {
 	uint32_t flags, tid;
 };
 
+/* What is not known for certain is taken to be so. */
 struct uffd_range {
 	struct hva_range hva;
-	bool is_private;
+	bool is_private, has_file;
 };
 
 struct umbra_uffd {
@@ -135,8 +136,10 @@ int uffd_read_all(struct umbra_uffd *uffd);
 void uffd_wake_reader(struct umbra_uffd *uffd);
 bool uffd_on_reader(const struct umbra_uffd *uffd);
 
-/* The table of what is registered, for fork. */
-void uffd_ranges_add(struct umbra_uffd *uffd, struct hva_range r, bool is_private);
+/* The table of what is registered. @like: of what kind; its range is not looked at. */
+void uffd_ranges_add(struct umbra_uffd *uffd, struct hva_range r, struct uffd_range like);
+/* The 2M blocks that @r begins and ends in, from the first to the last, if it cuts one where a file may be. Else empty. */
+struct hva_range uffd_cut(struct umbra_uffd *uffd, struct hva_range r);
 void uffd_ranges_remove(struct umbra_uffd *uffd, struct hva_range r);
 void uffd_ranges_move(struct umbra_uffd *uffd, struct hva_range from, hva_t to);
 

@@ -13,7 +13,7 @@
  */
 
 /* Lock held. */
-static void ranges_push(struct umbra_uffd *u, struct hva_range r, bool is_private)
+static void ranges_push(struct umbra_uffd *u, struct hva_range r, struct uffd_range like)
 {
 	if (hva_range_empty(r))
 		return;
@@ -21,7 +21,8 @@ static void ranges_push(struct umbra_uffd *u, struct hva_range r, bool is_privat
 		u->ranges_lost = true;
 		return;
 	}
-	u->ranges[u->nranges++] = (struct uffd_range){ r, is_private };
+	like.hva = r;
+	u->ranges[u->nranges++] = like;
 }
 
 /* Lock held. */
@@ -33,16 +34,16 @@ static void ranges_cut(struct umbra_uffd *u, struct hva_range r)
 		if (!hva_ranges_meet(old.hva, r))
 			continue;
 		u->ranges[i] = u->ranges[--u->nranges];
-		ranges_push(u, (struct hva_range){ old.hva.start, r.start }, old.is_private);
-		ranges_push(u, (struct hva_range){ r.end, old.hva.end }, old.is_private);
+		ranges_push(u, (struct hva_range){ old.hva.start, r.start }, old);
+		ranges_push(u, (struct hva_range){ r.end, old.hva.end }, old);
 	}
 }
 
-void uffd_ranges_add(struct umbra_uffd *u, struct hva_range r, bool is_private)
+void uffd_ranges_add(struct umbra_uffd *u, struct hva_range r, struct uffd_range like)
 {
 	pthread_mutex_lock(&u->lock);
 	ranges_cut(u, r);
-	ranges_push(u, r, is_private);
+	ranges_push(u, r, like);
 	pthread_mutex_unlock(&u->lock);
 }
 
@@ -53,32 +54,55 @@ void uffd_ranges_remove(struct umbra_uffd *u, struct hva_range r)
 	pthread_mutex_unlock(&u->lock);
 }
 
+/* Lock held. Of what kind is any part of @r? */
+static struct uffd_range ranges_kind(const struct umbra_uffd *u, struct hva_range r)
+{
+	struct uffd_range kind = { .has_file = u->ranges_lost };
+
+	for (uint32_t i = 0; i < u->nranges; i++) {
+		if (!hva_ranges_meet(u->ranges[i].hva, r))
+			continue;
+		kind.is_private |= u->ranges[i].is_private;
+		kind.has_file |= u->ranges[i].has_file;
+	}
+	return kind;
+}
+
 void uffd_ranges_move(struct umbra_uffd *u, struct hva_range from, hva_t to)
 {
-	bool is_private = false;
-
 	pthread_mutex_lock(&u->lock);
-	for (uint32_t i = 0; i < u->nranges; i++)
-		if (hva_ranges_meet(u->ranges[i].hva, from))
-			is_private |= u->ranges[i].is_private;
 	/* MREMAP_DONTUNMAP leaves the old mapping registered; an UNMAP of it, if it goes, follows.
 	 */
 	ranges_push(u, (struct hva_range){ to, { to.v + (from.end.v - from.start.v) } },
-		    is_private);
+		    ranges_kind(u, from));
 	pthread_mutex_unlock(&u->lock);
 }
 
-/* Private unless each mapping in @r is known to be shared. */
-static bool range_private(const struct umbra_uffd *u, struct hva_range r)
+struct hva_range uffd_cut(struct umbra_uffd *u, struct hva_range r)
 {
+	const uint64_t mask = UMBRA_HUGE_SIZE - 1;
+	const struct hva_range blocks = { { r.start.v & ~mask }, { (r.end.v + mask) & ~mask } };
+	bool file;
+
+	pthread_mutex_lock(&u->lock);
+	file = ranges_kind(u, blocks).has_file;
+	pthread_mutex_unlock(&u->lock);
+	return file && ((r.start.v | r.end.v) & mask) ? blocks : (struct hva_range){ { 0 }, { 0 } };
+}
+
+/* Private unless each mapping in @r is known to be shared; of a file unless each is known to be anonymous, or of hugetlb. */
+static struct uffd_range range_kind(const struct umbra_uffd *u, struct hva_range r)
+{
+	struct uffd_range kind = { .is_private = false };
 	struct host_vma vma;
 
-	if (!u->own || !u->own->map)
-		return true;
-	for (hva_t at = r.start; at.v < r.end.v; at = vma.hva.end)
-		if (hostmap_vma(u->own->map, at, &vma) || !(vma.flags & UMBRA_VMA_SHARED))
-			return true;
-	return false;
+	for (hva_t at = r.start; at.v < r.end.v; at = vma.hva.end) {
+		if (!u->own || !u->own->map || hostmap_vma(u->own->map, at, &vma))
+			return (struct uffd_range){ .is_private = true, .has_file = true };
+		kind.is_private |= !(vma.flags & UMBRA_VMA_SHARED);
+		kind.has_file |= vma.file && vma.page <= UMBRA_PAGE_SIZE;
+	}
+	return kind;
 }
 
 static struct uffdio_range uffd_range_of(struct hva_range r)
@@ -149,7 +173,7 @@ int umbra_uffd_register(struct umbra_uffd *u, struct hva_range r, uint32_t modes
 		uffd_watch_begin(u->own);
 		err = ioctl(u->fd, UFFDIO_REGISTER, &reg) ? register_errno(r, errno) : 0;
 		if (!err)
-			uffd_ranges_add(u, r, range_private(u, r));
+			uffd_ranges_add(u, r, range_kind(u, r));
 		uffd_watch_end(u->own);
 		edges_end(u, &plan, &range);
 	}

@@ -1,36 +1,25 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Own calls that cut a 2M page of a file. The kernel splits one by unmapping all of it, also what the call does not touch;
+ * Calls, our own and others', that cut a 2M page of a file. The kernel splits one by unmapping all of it, also what the call does not touch;
  * where our leaves of it are 4K they are not one leaf that goes as a whole. (So it is for guest addresses that disagree with
  * the host's modulo 2M, and for everybody before Linux 6.7, where the host's size is not known.)
  */
-#include <criterion/criterion.h>
-#include "tests/integration/events_host.h"
+#include "tests/integration/events_uffd.h"
 
-#define PAGE UMBRA_PAGE_SIZE
-#define HUGE UMBRA_HUGE_SIZE
-#define RW   (UMBRA_ACCESS_READ | UMBRA_ACCESS_WRITE)
-#define CUT  100 /* the page that is changed */
-#define OFF  1   /* guest page of the first page of the block: disagrees modulo 2M */
+#define CUT 100 /* the page that is changed */
+#define OFF 1   /* guest page of the first page of the block: disagrees modulo 2M */
 
-static struct host h;
 static char *block;
-static int fd;
+static int fd = -1;
 
-static void fini(void)
+static void cuts_fini(void)
 {
 	if (fd >= 0)
 		close(fd);
-	host_destroy(&h);
+	fini();
 }
 
-static void init(void)
-{
-	fd = -1;
-	host_create(&h);
-}
-
-TestSuite(cuts, .init = init, .fini = fini, .timeout = 60);
+TestSuite(cuts, .init = init, .fini = cuts_fini, .timeout = 60);
 
 static bool leaf(uint64_t page)
 {
@@ -225,4 +214,87 @@ Test(cuts, a_small_page_of_a_file_leaves_the_others)
 	if (!umbra_hostmap_has_scan(h.map))
 		cr_skip_test("the host does not tell what it maps by 2M (Linux 6.7)");
 	cr_expect_eq(host_leaves(&h, p, 4 * HUGE), 2047);
+}
+
+/* ---- another thread cuts: userfaultfd tells ------------------------------------------------------ */
+
+/* As file_block(), watched. */
+static void watched_block(void)
+{
+	file_block();
+	cr_assert(!umbra_uffd_register(uffd, hva_range_of(block - HUGE, 4 * HUGE),
+				       UMBRA_UFFD_MISSING));
+	cr_assert_eq(leaves(), 512);
+}
+
+static void *page_at(uint64_t page)
+{
+	return block + page * PAGE;
+}
+
+static void is_cut_by_others(void)
+{
+	drain();
+	is_cut();
+	stop_reader();
+}
+
+TestSuite(cuts_by_others, .init = init, .fini = cuts_fini, .timeout = 60);
+
+Test(cuts_by_others, discard_of_a_page_of_a_file)
+{
+	need_uffd();
+	start_reader();
+	watched_block();
+	cr_assert(!madvise(page_at(CUT), PAGE, MADV_DONTNEED));
+	is_cut_by_others();
+}
+
+Test(cuts_by_others, munmap_of_a_page_of_a_file)
+{
+	need_uffd();
+	start_reader();
+	watched_block();
+	cr_assert(!munmap(page_at(CUT), PAGE));
+	is_cut_by_others();
+}
+
+Test(cuts_by_others, mremap_of_a_page_of_a_file_away)
+{
+	need_uffd();
+	start_reader();
+	watched_block();
+	cr_assert_neq(
+		mremap(page_at(CUT), PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, block + 2 * HUGE),
+		MAP_FAILED);
+	is_cut_by_others();
+}
+
+Test(cuts_by_others, mremap_of_another_page_onto_a_page_of_a_file)
+{
+	need_uffd();
+	start_reader();
+	watched_block();
+	cr_assert_neq(
+		mremap(block + 2 * HUGE, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, page_at(CUT)),
+		MAP_FAILED);
+	is_cut_by_others();
+}
+
+/* What is small loses no more than was discarded. */
+Test(cuts_by_others, a_small_page_of_a_file_leaves_the_others)
+{
+	char *p;
+
+	need_uffd();
+	start_reader();
+	p = host_memfd(&h, 4 * HUGE, &fd);
+	cr_assert(host_touch(&h, p, 4 * HUGE, RW));
+	cr_assert(!umbra_uffd_register(uffd, hva_range_of(p, 4 * HUGE), UMBRA_UFFD_MISSING));
+	cr_assert(!madvise(p + CUT * PAGE, PAGE, MADV_DONTNEED));
+	drain();
+	if (umbra_hostmap_has_scan(h.map))
+		cr_expect_eq(host_leaves(&h, p, 4 * HUGE), 2047);
+	cr_expect(host_sound(&h));
+	stop_reader();
 }

@@ -82,7 +82,7 @@ static void fini(void)
 	host_destroy(&h);
 }
 
-static char *watched(size_t bytes, uint32_t modes)
+static inline char *watched(size_t bytes, uint32_t modes)
 {
 	char *p = host_anon(&h, bytes);
 
