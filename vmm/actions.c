@@ -401,7 +401,8 @@ uint64_t action_check(struct vm *vm)
 {
 	struct umbra_audit_report report = { 0 };
 	uint64_t found = umbra_check(vm->mmu, print_violation, vm);
-	int64_t wrong = sources_audit(vm, &report, stderr);
+	bool inconclusive;
+	int64_t wrong = sources_audit(vm, &report, &inconclusive, stderr);
 	struct action_stats *s = &vm->actions->stats;
 
 	if (wrong < 0)
@@ -410,6 +411,7 @@ uint64_t action_check(struct vm *vm)
 	pthread_mutex_lock(&vm->actions->stats_lock);
 	s->checks++;
 	s->violations += found;
+	s->audits_inconclusive += inconclusive;
 	s->audited_leaves += report.leaves;
 	s->audited_pages += report.pages;
 	s->audited_pfns += report.pfn_checked;

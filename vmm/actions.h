@@ -45,6 +45,7 @@ struct action_stats {
 	uint64_t chaos_hits;   /* writes that met chaos's                 */
 	uint64_t checks, violations;
 	uint64_t audited_leaves, audited_pages, audited_pfns, audit_skipped;
+	uint64_t audits_inconclusive; /* of checks, see sources_audit() */
 	uint64_t
 		moved_by_kernel; /* most pages in one audit that the kernel moved, unseen by our sources */
 };

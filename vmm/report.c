@@ -258,6 +258,28 @@ static void print_witness(const struct vm *vm, const struct witness_stats *w, FI
 	print_blamed(vm, w, true, out);
 }
 
+void report_print_checks(const struct action_stats *s, FILE *out)
+{
+	fprintf(out,
+		"\nCheck and audit: %" PRIu64 " times, %" PRIu64 " leaves, %" PRIu64
+		" frames compared: %s",
+		s->checks, s->audited_leaves, s->audited_pfns,
+		s->violations ? "" : "no violation\n");
+	if (s->violations)
+		fprintf(out, "%" PRIu64 " VIOLATIONS\n", s->violations);
+	if (s->audits_inconclusive)
+		fprintf(out,
+			"%" PRIu64
+			" of these audits say nothing: the kernel moved memory under each look\n",
+			s->audits_inconclusive);
+	if (s->moved_by_kernel)
+		fprintf(out,
+			"%" PRIu64
+			" pages were moved by the kernel itself (khugepaged, compaction), which "
+			"no source in use sees\n",
+			s->moved_by_kernel);
+}
+
 int report_print_text(struct vm *vm, FILE *out)
 {
 	const struct report *r = vm->report;
@@ -326,18 +348,6 @@ int report_print_text(struct vm *vm, FILE *out)
 #undef ROW
 	if (vm->witness)
 		print_witness(vm, &r->witness, out);
-	fprintf(out,
-		"\nCheck and audit: %" PRIu64 " times, %" PRIu64 " leaves, %" PRIu64
-		" frames compared: %s",
-		r->action.checks, r->action.audited_leaves, r->action.audited_pfns,
-		r->action.violations ? "" : "no violation\n");
-	if (r->action.violations)
-		fprintf(out, "%" PRIu64 " VIOLATIONS\n", r->action.violations);
-	if (r->action.moved_by_kernel)
-		fprintf(out,
-			"%" PRIu64
-			" pages were moved by the kernel itself (khugepaged, compaction), which "
-			"no source in use sees\n",
-			r->action.moved_by_kernel);
+	report_print_checks(&r->action, out);
 	return ferror(out) ? -EIO : 0;
 }

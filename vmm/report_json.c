@@ -189,12 +189,14 @@ static json_t *witness_json(const struct vm *vm, const struct witness_stats *w)
 	return all;
 }
 
-static json_t *check_json(const struct action_stats *from)
+json_t *report_checks_json(const struct action_stats *from)
 {
 	json_t *all = json_object();
 
 	FIELD(checks)
 	FIELD(violations)
+	if (from->audits_inconclusive)
+		FIELD(audits_inconclusive)
 	FIELD(audited_leaves)
 	FIELD(audited_pages)
 	FIELD(audited_pfns)
@@ -229,7 +231,7 @@ int report_print_json(struct vm *vm, FILE *out)
 	json_object_set_new(all, "hostcalls", hostcalls_json(r));
 	json_object_set_new(all, "mmu", mmu_json(&r->mmu));
 	json_object_set_new(all, "vcpu", with_shootdown(vcpu_json(&r->vcpu), &r->shootdown));
-	json_object_set_new(all, "check", check_json(&r->action));
+	json_object_set_new(all, "check", report_checks_json(&r->action));
 	if (vm->chaos)
 		json_object_set_new(all, "chaos", chaos_json(vm, r));
 	if (vm->uffd)

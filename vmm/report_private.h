@@ -40,4 +40,9 @@ struct report {
 	struct witness_stats witness;
 };
 
+/* What the checks and audits found, in either form. */
+struct json_t;
+void report_print_checks(const struct action_stats *s, FILE *out);
+struct json_t *report_checks_json(const struct action_stats *from);
+
 #endif

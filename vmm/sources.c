@@ -229,12 +229,14 @@ void sources_drain(struct vm *vm)
 		umbra_module_drain(vm->module);
 }
 
-int64_t sources_audit(struct vm *vm, struct umbra_audit_report *report, FILE *out)
+int64_t sources_audit(struct vm *vm, struct umbra_audit_report *report, bool *inconclusive,
+		      FILE *out)
 {
 	const struct umbra_gate *gate;
 	uint64_t begun;
 	int64_t wrong;
 
+	*inconclusive = false;
 	if (!vm->module)
 		return umbra_audit(vm->root, vm->hostmap, report, out);
 	gate = umbra_module_gate(vm->module);
@@ -257,7 +259,12 @@ int64_t sources_audit(struct vm *vm, struct umbra_audit_report *report, FILE *ou
 		report->moved_by_kernel = 0;
 		return wrong;
 	}
-	/* The kernel never held still: what it moves is dropped at the next drain. */
+	/*
+	 * The kernel never held still: what it moved is dropped at the next drain, and each look found something that may have
+	 * been no more than that.
+	 */
 	sources_drain(vm);
+	*report = (struct umbra_audit_report){ 0 };
+	*inconclusive = true;
 	return 0;
 }

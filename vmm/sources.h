@@ -45,8 +45,10 @@ extern const char *const sources_doers[SOURCES_DOER_NR];
 
 /*
  * sources_audit - as umbra_audit(). With the module no page moves unseen: what is wrong while nothing was begun is wrong,
- * and what was begun meanwhile is drained first.
+ * and what was begun meanwhile is drained first. Where the kernel never held still long enough to say, @inconclusive is set,
+ * 0 returned, and @report is empty: nothing was found, and nothing was shown either.
  */
-int64_t sources_audit(struct vm *vm, struct umbra_audit_report *report, FILE *out);
+int64_t sources_audit(struct vm *vm, struct umbra_audit_report *report, bool *inconclusive,
+		      FILE *out);
 
 #endif
