@@ -53,7 +53,8 @@ struct umbra_page {
 struct umbra_hostmap;
 
 /*
- * umbra_hostmap_open - /proc/PID/pagemap, and PAGEMAP_SCAN where the kernel has it.
+ * umbra_hostmap_open - /proc/PID/pagemap, and PAGEMAP_SCAN where the kernel has it. One map for all
+ * faults and audits of an address space: it remembers what faults are doing.
  * @pid: 0 is this process. Returns: 0, -errno of open.   Pairs with: umbra_hostmap_close().
  */
 int umbra_hostmap_open(struct umbra_hostmap **map, pid_t pid);
@@ -82,7 +83,8 @@ int umbra_hostmap_resolve(struct umbra_hostmap *map, struct umbra_chain *chain,
  * umbra_audit - our tables against the kernel's. Every leaf of @root must be backed as it claims:
  * present; a 2M leaf by a PMD; a writable leaf by a page that a write would not move or fault on;
  * the same frame as at install (RECORD_PFN). Leaves whose hva lies in an open invalidation are
- * skipped and counted; so is a page that a fault of ours is just writing to and has yet to announce.
+ * skipped and counted; so is a page that a fault of ours is just writing to and has yet to announce,
+ * or the 2M around it if that may be why it is mapped by 4K.
  *
  * A page in another frame than at install, or swapped out, is a mismatch, unless the kernel has moved
  * pages by itself since @map was opened, by its own counters: khugepaged's pages_collapsed for a page

@@ -104,13 +104,6 @@ static void wait_for_migration(struct audit *a, hva_t hva, struct umbra_page *pa
 	}
 }
 
-/* Is a write of ours under way there? What it changed is announced when this walk gives its lock back. */
-static bool being_written(const struct audit *a, hva_t hva)
-{
-	return atomic_load(hostmap_writing(a->map, hva, false)) ||
-	       atomic_load(hostmap_writing(a->map, hva, true));
-}
-
 static void audit_page(struct audit *a, const struct umbra_leaf *leaf, uint64_t nr,
 		       struct umbra_page *page)
 {
@@ -132,7 +125,10 @@ static void audit_page(struct audit *a, const struct umbra_leaf *leaf, uint64_t 
 	if (leaf->host_pfn != UMBRA_HOST_PFN_UNKNOWN && page->host_pfn != UMBRA_HOST_PFN_UNKNOWN) {
 		a->report->pfn_checked++;
 		if (leaf->host_pfn + nr != page->host_pfn) {
-			if (being_written(a, hva))
+			/* Its announcement waits for the lock that this walk holds. A write to one page moves 512 only
+			 * where they are one still. */
+			if (hostmap_being_written(a->map, hva, page->flags & UMBRA_PAGE_HUGE,
+						  false))
 				a->report->skipped++;
 			else if (kernel_moved(a, leaf, page))
 				a->report->moved_by_kernel++;
@@ -143,7 +139,7 @@ static void audit_page(struct audit *a, const struct umbra_leaf *leaf, uint64_t 
 		}
 	}
 	if (leaf->level == UMBRA_LEVEL_2M && a->map->scan && !(page->flags & UMBRA_PAGE_HUGE)) {
-		if (being_written(a, hva)) {
+		if (hostmap_being_written(a->map, hva, true, true)) {
 			a->report->skipped++;
 		} else {
 			a->report->wrong_size++;

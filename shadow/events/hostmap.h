@@ -9,7 +9,7 @@
 #include <umbra/events.h>
 #include "shadow/events/uapi.h"
 
-#define HOSTMAP_WRITING 64
+#define HOSTMAP_WRITERS 64
 #define HOSTMAP_FRAGILE 1024
 
 struct umbra_hostmap {
@@ -19,30 +19,29 @@ struct umbra_hostmap {
 	uint64_t collapsed, migrated, reclaimed; /* what they said when the map was opened */
 	bool scan, pfns, procmap;
 	atomic_bool large; /* somebody has asked for a leaf of 2M */
-	/* By page, and by 2M block: writes of ours that have perhaps moved or split it, and have not announced that yet. */
-	atomic_uint writing[HOSTMAP_WRITING];
+	/*
+	 * Writes of ours that have perhaps moved or split what is there, and have not announced that yet: the page, and
+	 * HOSTMAP_SPLITS if it was there before. 0: free. @writers_more: others, for which there was no room.
+	 */
+	_Atomic uint64_t writers[HOSTMAP_WRITERS];
+	atomic_uint writers_more;
 	/* By page, and by 2M block: answers given that a write moves, so far. Several may share one count. */
 	atomic_uint fragile[HOSTMAP_FRAGILE];
 	pthread_mutex_t maps_lock; /* reading /proc/PID/maps as text moves its offset */
 };
 
-/* A number for the page, or for the 2M block, that @hva is in, of which any bits are as good as others. */
-static inline uint64_t hostmap_key(hva_t hva, bool block)
-{
-	const uint64_t key = block ? ~(hva.v / UMBRA_HUGE_SIZE) : hva.v / UMBRA_PAGE_SIZE;
-
-	return key * 0x9e3779b97f4a7c15ULL >> 32;
-}
-
-static inline atomic_uint *hostmap_writing(struct umbra_hostmap *map, hva_t hva, bool block)
-{
-	return &map->writing[hostmap_key(hva, block) % HOSTMAP_WRITING];
-}
+#define HOSTMAP_WRITES 1ULL
+#define HOSTMAP_SPLITS 2ULL
 
 static inline atomic_uint *hostmap_fragile(struct umbra_hostmap *map, hva_t hva, bool block)
 {
-	return &map->fragile[hostmap_key(hva, block) % HOSTMAP_FRAGILE];
+	const uint64_t key = block ? ~(hva.v / UMBRA_HUGE_SIZE) : hva.v / UMBRA_PAGE_SIZE;
+
+	return &map->fragile[(key * 0x9e3779b97f4a7c15ULL >> 32) % HOSTMAP_FRAGILE];
 }
+
+/* May a write of ours, under way, have moved the page at @hva (@block: of 2M), or split the 2M page there (@split)? */
+bool hostmap_being_written(const struct umbra_hostmap *map, hva_t hva, bool block, bool split);
 
 /* One mapping of the host (a VMA). @flags: UMBRA_VMA_*. @page: bytes of its pages, 0 if not known
  * (before 6.11). @file: has an inode, shared anonymous memory too. */

@@ -2,14 +2,16 @@
 /* Own calls: what all of them share, the bracket round a system call. */
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include "shadow/events/own.h"
 
 int umbra_own_create(struct umbra_own **out, struct umbra_chain *chain, struct umbra_hostmap *map)
 {
-	struct umbra_own *own = calloc(1, sizeof(*own));
+	struct umbra_own *own = aligned_alloc(_Alignof(struct umbra_own), sizeof(*own));
 
 	if (!own)
 		return -ENOMEM;
+	memset(own, 0, sizeof(*own));
 	own_tid_init();
 	own->chain = chain;
 	own->map = map;

@@ -37,8 +37,8 @@ struct own_region {
 };
 
 struct umbra_own {
-	/* What every call looks at: in one cache line. */
-	struct umbra_chain *chain;
+	/* What every call looks at: a cache line of its own. */
+	_Alignas(64) struct umbra_chain *chain;
 	struct umbra_hostmap *map;
 	_Atomic(struct umbra_uffd *) uffd; /* reads the events of our own calls, or NULL */
 	_Atomic uint64_t watched;          /* grows with every registration at @uffd */
@@ -46,7 +46,7 @@ struct umbra_own {
 	_Atomic bool torn;  /* mremap may have moved a part of a folio away from the rest */
 	_Atomic bool files; /* there is, or was, a region of a file that may be mapped by 2M */
 
-	struct own_call calls[OWN_CALLS];
+	_Alignas(64) struct own_call calls[OWN_CALLS];
 
 	/*
 	 * Calls between the making of their plan and the return from the system call, in two phases; see
@@ -89,6 +89,10 @@ int plan_file_edges(struct umbra_own *own, struct hva_range r, struct plan *plan
 
 /* What madvise(@r, @advice) changes. Returns: 0, -ENOMEM. */
 int plan_madvise(const struct umbra_own *own, struct hva_range r, int advice, struct plan *plan);
+/* Present pages that a write moves: shared after a fork, the zero page, private file pages. Returns: 0, -ENOMEM. */
+int plan_populate_write(const struct umbra_own *own, struct hva_range r, struct plan *plan);
+/* The call, with @r held and @planned open; announces what it changed besides. Returns: 0, -errno of the call. */
+int own_populate(struct umbra_own *own, const struct plan *planned, struct hva_range r);
 /* Cause and relocates alone, for advice that changes exactly its range; false for other advice. */
 static inline bool plan_is_exact(int advice, enum umbra_cause *cause, bool *relocates)
 {
@@ -188,7 +192,7 @@ struct bracket {
 };
 
 /* gettid is a system call, a fifth of a small madvise. A forked child has another tid: it asks again. */
-extern _Thread_local int own_cached_tid;
+extern _Thread_local int own_cached_tid __attribute__((visibility("hidden")));
 void own_tid_init(void);
 int own_tid_ask(void);
 

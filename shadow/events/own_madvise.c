@@ -36,14 +36,17 @@ static int madvise_exact(struct umbra_own *own, struct hva_range r, int advice,
 }
 
 /*
- * Only the blocks planned are collapsed: a block that was huge and is split meanwhile is left alone,
+ * Of one range (@alone) only the blocks planned are collapsed: a block that was huge and is split meanwhile is left alone,
  * as if asked before.
  */
-static int call_planned(const struct plan *plan, struct hva_range r, int advice)
+static int call_planned(struct umbra_own *own, const struct plan *plan, struct hva_range r,
+			int advice, bool alone)
 {
 	int err, first = 0;
 
-	if (advice != MADV_COLLAPSE)
+	if (advice == MADV_POPULATE_WRITE)
+		return own_populate(own, plan, r);
+	if (advice != MADV_COLLAPSE || !alone)
 		return call_madvise(r, advice);
 	for (uint32_t i = 0; i < plan->calls; i++) {
 		err = call_madvise(plan->v[i], advice);
@@ -194,6 +197,7 @@ static int madvise_planned(struct umbra_own *own, const struct hva_range *v, uin
 	unsigned int phase = 0;
 	struct bracket b;
 	struct plan plan;
+	const struct plan *planned = &plan;
 	int err, first;
 
 	if (waits)
@@ -204,13 +208,15 @@ static int madvise_planned(struct umbra_own *own, const struct hva_range *v, uin
 			own_plan_end(own, phase);
 		return first;
 	}
+	if (advice == MADV_POPULATE_WRITE && !hva_range_empty(plan.hold))
+		planned = &b.again;
 	for (uint32_t i = 0, some; i < n; i++) {
 		some = many ? call_many(&v[i], n - i, advice, &many) : 0;
 		*done += some;
 		i += some;
 		if (i == n)
 			break;
-		err = n == 1 ? call_planned(&plan, *v, advice) : call_madvise(v[i], advice);
+		err = call_planned(own, planned, v[i], advice, n == 1);
 		if (!err && advice == MADV_DONTFORK && !region_reserve(own))
 			region_set_dontfork(own, v[i], true);
 		*done += !err;

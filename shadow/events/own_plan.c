@@ -10,7 +10,7 @@
  *    matters, which is again a cut;
  *  - MADV_COLD: where a page is missing, or a folio whole, the range is held and planned again;
  *  - MADV_COLLAPSE: a block not seen as huge is bracketed and collapsed, one seen as huge is left alone;
- *  - MADV_POPULATE_WRITE: held before it is planned.
+ *  - MADV_POPULATE_WRITE: held before it is planned, and what it changed is looked at after it (own_populate.c).
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -140,46 +140,6 @@ static int plan_collapse(const struct umbra_own *own, struct hva_range r, struct
 		if (huge.start.v > at)
 			err = plan_add(plan, (struct hva_range){ { at }, { huge.start.v } });
 		at = huge.end.v;
-	}
-	return err;
-}
-
-/*
- * Present pages that a write moves: shared after a fork, the zero page, private file pages. More of
- * them may come by a read of another thread, so the caller holds @r.
- */
-static int plan_populate_write(const struct umbra_own *own, struct hva_range r, struct plan *plan)
-{
-	const struct hva_range w = hva_range_widen(r);
-	struct umbra_page pages[64];
-	struct host_vma vma = { 0 };
-	int err = 0;
-
-	if (!own->map)
-		return plan_add(plan, w);
-	for (uint64_t at = w.start.v; !err && at < w.end.v;) {
-		const uint64_t left = (w.end.v - at) >> UMBRA_PAGE_SHIFT;
-		const size_t n = left < 64 ? left : 64;
-
-		err = umbra_hostmap_query_range(own->map, (hva_t){ at }, pages, n);
-		if (err)
-			return plan_add(plan, w);
-		for (size_t i = 0; !err && i < n; i++, at += UMBRA_PAGE_SIZE) {
-			const uint64_t size = pages[i].flags & UMBRA_PAGE_HUGE ? UMBRA_HUGE_SIZE
-									       : UMBRA_PAGE_SIZE;
-			const uint64_t start = at & ~(size - 1);
-
-			if (!page_write_moves_private(pages[i].flags))
-				continue;
-			if ((at >= vma.hva.end.v || at < vma.hva.start.v) &&
-			    hostmap_vma(own->map, (hva_t){ at }, &vma))
-				continue; /* gone meanwhile: nothing to move */
-			if (vma.flags & UMBRA_VMA_SHARED)
-				continue;
-			if (plan->nr && plan->v[plan->nr - 1].end.v >= start + size)
-				continue;
-			err = plan_add(plan, (struct hva_range){ { start }, { start + size } });
-		}
 	}
 	return err;
 }

@@ -94,7 +94,7 @@ static int look(struct umbra_hostmap *map, const struct umbra_resolve_req *req, 
 							: hostmap_entry(map, req->hva, now);
 }
 
-/* What a write has moved (@moved), or split and left in its place, is announced after the fact. */
+/* What a write has moved (@moved), or split and left in its place, is announced after the fact: nobody may refuse it. */
 static int announce_late(struct umbra_chain *chain, hva_t page, bool huge, bool moved)
 {
 	struct umbra_range r = cow_range(page, huge);
@@ -102,7 +102,7 @@ static int announce_late(struct umbra_chain *chain, hva_t page, bool huge, bool 
 
 	if (!moved) {
 		r.cause = UMBRA_CAUSE_SPLIT;
-		r.flags = UMBRA_RANGE_BLOCKABLE;
+		r.flags &= ~(uint32_t)UMBRA_RANGE_RELOCATES;
 	}
 	err = umbra_invalidate_start(chain, &r);
 	if (err)
@@ -114,9 +114,10 @@ static int announce_late(struct umbra_chain *chain, hva_t page, bool huge, bool 
 /*
  * Write to a present page that looks as if it would stay. A KSM page with one mapping, a page still
  * held by the swap cache and, before Linux 6.15, 4K of a large folio that a child once shared look so
- * and move all the same; with frames to compare that is seen, and announced after the fact. So is that a
- * 2M page is split, which the kernel does where it cannot be sure of its only mapping, as while a child that
- * shared it exits. Until then an audit that meets the page does not hold it against its leaf.
+ * and move all the same; with frames to compare that is seen, and announced after the fact. The kernel also
+ * splits a 2M page where it cannot be sure of its only mapping, as while a child that shared it exits; of its
+ * pages the one written may move. That is seen by the size, and announced too, even if the write failed then. Until
+ * then an audit that meets the page does not hold it against its leaf.
  * The size matters for leaves of any slot: it is looked at once somebody, not only @req, has asked for 2M.
  */
 static int write_and_look(struct umbra_hostmap *map, struct umbra_chain *chain,
@@ -124,45 +125,87 @@ static int write_and_look(struct umbra_hostmap *map, struct umbra_chain *chain,
 			  struct umbra_resolved *res)
 {
 	const bool large = atomic_load(&map->large);
-	struct umbra_page now;
+	struct umbra_page now = { 0 };
 	uint32_t flags = 0;
-	bool huge;
-	int err = large ? hostmap_peek(map, req->hva, &flags) : 0;
+	bool huge, moved;
+	int err, unseen;
 
-	if (!err)
-		err = populate(req->hva, MADV_POPULATE_WRITE);
-	huge = flags & UMBRA_PAGE_HUGE;
-	if (!err)
-		err = huge ? umbra_hostmap_query(map, req->hva, &now)
-			   : hostmap_entry(map, req->hva, &now);
+	err = large && map->scan ? hostmap_peek(map, req->hva, &flags) : 0;
 	if (err)
 		return err;
-	if (before->host_pfn != now.host_pfn) {
-		/* A 2M page that a write moves in part is mapped by 4K then: only that part has moved. */
+	huge = flags & UMBRA_PAGE_HUGE;
+	err = populate(req->hva, MADV_POPULATE_WRITE);
+	huge = huge || atomic_load(&map->large) != large;
+	if (err && !huge)
+		return err;
+	unseen = huge ? umbra_hostmap_query(map, req->hva, &now)
+		      : hostmap_entry(map, req->hva, &now);
+	if (unseen && !huge)
+		return unseen;
+	if (huge && (unseen || !(now.flags & UMBRA_PAGE_HUGE))) {
+		/* Of its pages only one can have moved; without frames it is taken to have. */
+		moved = unseen || before->host_pfn == UMBRA_HOST_PFN_UNKNOWN ||
+			before->host_pfn != now.host_pfn;
+		unseen = moved ? announce_late(chain, req->hva, false, true) : -EAGAIN;
+		if (unseen == -EAGAIN)
+			unseen = announce_late(chain, req->hva, true, false);
+		return err ? err : unseen;
+	}
+	if (!err && before->host_pfn != now.host_pfn) {
+		/* A page that was mapped by 4K may be one of 2M now. */
 		err = look(map, req, true, &now);
 		return err ? err
 			   : announce_late(chain, req->hva, now.flags & UMBRA_PAGE_HUGE, true);
 	}
-	if ((huge || atomic_load(&map->large) != large) && !(now.flags & UMBRA_PAGE_HUGE))
-		return announce_late(chain, req->hva, true, false);
-	return answer(req, &now, true, res);
+	return err ? err : answer(req, &now, true, res);
 }
 
-static void writing_add(struct umbra_hostmap *map, hva_t hva, unsigned int n)
+/* Returns: the place, or NULL if there was no room for it. */
+static _Atomic uint64_t *writer_begin(struct umbra_hostmap *map, hva_t hva, uint64_t flags)
 {
-	atomic_fetch_add(hostmap_writing(map, hva, false), n);
-	atomic_fetch_add(hostmap_writing(map, hva, true), n);
+	const uint64_t page = hva.v & ~(UMBRA_PAGE_SIZE - 1);
+
+	for (uint64_t i = 0; i < HOSTMAP_WRITERS; i++) {
+		_Atomic uint64_t *w =
+			&map->writers[((page >> UMBRA_PAGE_SHIFT) + i) % HOSTMAP_WRITERS];
+		uint64_t none = 0;
+
+		if (atomic_compare_exchange_strong(w, &none, page | HOSTMAP_WRITES | flags))
+			return w;
+	}
+	atomic_fetch_add(&map->writers_more, 1);
+	return NULL;
+}
+
+static void writer_end(struct umbra_hostmap *map, _Atomic uint64_t *w)
+{
+	if (w)
+		atomic_store(w, 0);
+	else
+		atomic_fetch_sub(&map->writers_more, 1);
+}
+
+bool hostmap_being_written(const struct umbra_hostmap *map, hva_t hva, bool block, bool split)
+{
+	const uint64_t mask = ~((block || split ? UMBRA_HUGE_SIZE : UMBRA_PAGE_SIZE) - 1);
+
+	for (uint64_t i = 0; i < HOSTMAP_WRITERS; i++) {
+		const uint64_t w = atomic_load(&map->writers[i]);
+
+		if (w && !((w ^ hva.v) & mask) && (!split || (w & HOSTMAP_SPLITS)))
+			return true;
+	}
+	return atomic_load(&map->writers_more);
 }
 
 static int write_in_place(struct umbra_hostmap *map, struct umbra_chain *chain,
 			  const struct umbra_resolve_req *req, const struct umbra_page *before,
 			  struct umbra_resolved *res)
 {
-	int err;
+	_Atomic uint64_t *w = writer_begin(map, req->hva, HOSTMAP_SPLITS);
+	const int err = write_and_look(map, chain, req, before, res);
 
-	writing_add(map, req->hva, 1);
-	err = write_and_look(map, chain, req, before, res);
-	writing_add(map, req->hva, -1U);
+	writer_end(map, w);
 	return err;
 }
 
@@ -223,6 +266,7 @@ static int resolve_absent(struct umbra_hostmap *map, struct umbra_chain *chain,
 			  const struct umbra_resolve_req *req, unsigned int fragile,
 			  struct umbra_resolved *res)
 {
+	_Atomic uint64_t *w;
 	struct host_vma vma;
 	int err;
 
@@ -237,9 +281,9 @@ static int resolve_absent(struct umbra_hostmap *map, struct umbra_chain *chain,
 			return err ? err : answer_read(map, req, &vma, res);
 		}
 	}
-	writing_add(map, req->hva, 1);
+	w = writer_begin(map, req->hva, 0);
 	err = write_absent(map, chain, req, fragile, res);
-	writing_add(map, req->hva, -1U);
+	writer_end(map, w);
 	return err;
 }
 

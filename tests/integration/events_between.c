@@ -2,6 +2,7 @@
 /* What another thread does between the plan of an own call and its system call leaves no old translation behind. */
 #include <criterion/criterion.h>
 #include <sys/syscall.h>
+#include "shadow/events/hostmap.h"
 #include "tests/integration/events_host.h"
 
 #define PAGE UMBRA_PAGE_SIZE
@@ -29,6 +30,7 @@ TestSuite(between, .init = init, .fini = fini, .timeout = 20);
 
 static void (*step)(void); /* runs once */
 static int step_advice;
+static int step_errno; /* the call answers so instead, if not 0 */
 
 static void step_once(void)
 {
@@ -42,8 +44,12 @@ static void step_once(void)
 /* In place of libc's: the library calls these. */
 int madvise(void *p, size_t bytes, int advice)
 {
-	if (advice == step_advice)
+	if (advice == step_advice && step) {
 		step_once();
+		errno = step_errno;
+		if (errno)
+			return -1;
+	}
 	return (int)syscall(SYS_madvise, p, bytes, advice);
 }
 
@@ -261,14 +267,20 @@ Test(between, what_a_late_fault_moves_goes_from_the_alias_too)
  * shared the page exits. The frames stay; but no leaf of 2M may, the alias's neither. Until that is told, an audit does not
  * hold it against the leaf.
  */
-static void split_in_place(void)
+static void split_quietly(void)
 {
 	const size_t at = HUGE - PAGE;
-	struct umbra_audit_report report;
 
 	cr_assert(!mprotect(arena + at, PAGE, PROT_READ));
 	cr_assert(!mprotect(arena + at, PAGE, PROT_READ | PROT_WRITE));
 	cr_assert_not(host_flags(&h, arena) & UMBRA_PAGE_HUGE);
+}
+
+static void split_in_place(void)
+{
+	struct umbra_audit_report report;
+
+	split_quietly();
 	cr_assert_eq(umbra_audit(h.root, h.map, &report, stderr), 0);
 	cr_assert_eq(report.skipped, UMBRA_HUGE_PAGES);
 }
@@ -295,6 +307,124 @@ Test(between, a_2m_page_that_a_write_splits_leaves_no_2m_leaf)
 		cr_expect_eq(host_leaf(&h, arena), 0);
 		sound();
 	}
+}
+
+/* So it is with a populate that is an own call: of the range only page 4 is written to. */
+static void split_and_move_page_4(void)
+{
+	char *p = mmap(NULL, PAGE, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+
+	cr_assert(!mprotect(arena + HUGE - PAGE, PAGE, PROT_READ));
+	cr_assert(!mprotect(arena + HUGE - PAGE, PAGE, PROT_READ | PROT_WRITE));
+	cr_assert_eq(mremap(p, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, arena + 4 * PAGE),
+		     arena + 4 * PAGE);
+}
+
+static void huge_arena(bool pfns)
+{
+	h.map->pfns = pfns && h.map->pfns;
+	arena = host_anon(&h, HUGE);
+	cr_assert_eq(madvise(arena, HUGE, MADV_HUGEPAGE), 0);
+	cr_assert(host_touch(&h, arena, PAGE, RW));
+	cr_assert_eq(host_leaf(&h, arena), 2);
+}
+
+static uint64_t pins_lost(void)
+{
+	struct umbra_stats s;
+
+	umbra_mmu_stats(h.mmu, &s);
+	return s.pins_lost;
+}
+
+#define need_scan()                         \
+	if (!umbra_hostmap_has_scan(h.map)) \
+	cr_skip_test("needs PAGEMAP_SCAN: without it there are no 2M leaves")
+
+static int resolve_page_4(void)
+{
+	struct umbra_resolved res;
+	const struct umbra_resolve_req req = {
+		.access = RW,
+		.max_level = UMBRA_LEVEL_4K,
+		.hva = { (uintptr_t)arena + 4 * PAGE },
+		.gfn = { ((uintptr_t)arena >> UMBRA_PAGE_SHIFT) + 4 },
+	};
+
+	return umbra_hostmap_resolve(h.map, h.chain, &req, &res);
+}
+
+Test(between, a_2m_page_that_an_own_populate_splits_leaves_no_2m_leaf)
+{
+	need_scan();
+	for (int frames = 0; frames < 2; frames++) {
+		huge_arena(frames);
+		before(MADV_POPULATE_WRITE, frames ? split_and_move_page_4 : split_quietly);
+		cr_assert(!advise(arena + 4 * PAGE, PAGE, MADV_POPULATE_WRITE));
+		cr_assert_null(step);
+		cr_expect_eq(host_leaf(&h, arena), 0);
+		sound();
+	}
+}
+
+/* The page written is told as moved where it has, and where nobody can know; a pin of another page is not touched. */
+Test(between, a_page_that_moves_as_its_2m_page_is_split_is_lost_to_its_pin)
+{
+	struct umbra_pin pin, other;
+
+	need_scan();
+	for (int frames = 0; frames < 2; frames++) {
+		const uint64_t before_it = pins_lost();
+
+		huge_arena(frames);
+		cr_assert(!umbra_pin(h.root, (gfn_t){ ((uintptr_t)arena >> UMBRA_PAGE_SHIFT) + 4 },
+				     1, &pin));
+		cr_assert(!umbra_pin(h.root, (gfn_t){ ((uintptr_t)arena >> UMBRA_PAGE_SHIFT) + 9 },
+				     1, &other));
+		before(MADV_POPULATE_WRITE, split_and_move_page_4);
+		cr_expect_eq(resolve_page_4(), -EAGAIN);
+		cr_expect_eq(pins_lost(), before_it + 1);
+		umbra_unpin(h.mmu, &pin);
+		cr_expect(umbra_unpin(h.mmu, &other));
+	}
+}
+
+/* The kernel may split and then have no memory for the copy. */
+Test(between, a_2m_page_split_by_a_write_that_fails_leaves_no_2m_leaf)
+{
+	need_scan();
+	huge_arena(true);
+	step_errno = ENOMEM;
+	before(MADV_POPULATE_WRITE, split_quietly);
+	cr_expect_neq(resolve_page_4(), 0);
+	cr_assert_null(step);
+	cr_expect_eq(host_leaf(&h, arena), 0);
+	sound();
+}
+
+/* What else is wrong in that moment is not taken for the write's doing. */
+static void replace_page_100(void)
+{
+	struct umbra_audit_report report;
+
+	cr_assert(!syscall(SYS_madvise, arena + 100 * PAGE, PAGE, MADV_DONTNEED));
+	cr_assert_neq(mmap(NULL, 64 * PAGE, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0),
+		      MAP_FAILED);
+	*(volatile char *)(arena + 100 * PAGE) = 1;
+	cr_expect_eq(umbra_audit(h.root, h.map, &report, NULL), 1);
+}
+
+Test(between, an_audit_beside_a_write_excuses_no_other_page)
+{
+	if (!umbra_hostmap_has_pfns(h.map))
+		cr_skip_test("needs frames in pagemap (CAP_SYS_ADMIN)");
+	arena = small(HUGE);
+	cr_assert(host_touch(&h, arena + 100 * PAGE, PAGE, RW));
+	before(MADV_POPULATE_WRITE, replace_page_100);
+	host_fault(&h, arena + 4 * PAGE, RW);
+	cr_assert_null(step);
 }
 
 /* ---- another own call --------------------------------------------------------------------------- */
