@@ -358,9 +358,9 @@ static int resolve_page_4(void)
 Test(between, a_2m_page_that_an_own_populate_splits_leaves_no_2m_leaf)
 {
 	need_scan();
-	for (int frames = 0; frames < 2; frames++) {
-		huge_arena(frames);
-		before(MADV_POPULATE_WRITE, frames ? split_and_move_page_4 : split_quietly);
+	for (int i = 0; i < 3; i++) {
+		huge_arena(i < 2);
+		before(MADV_POPULATE_WRITE, i ? split_and_move_page_4 : split_quietly);
 		cr_assert(!advise(arena + 4 * PAGE, PAGE, MADV_POPULATE_WRITE));
 		cr_assert_null(step);
 		cr_expect_eq(host_leaf(&h, arena), 0);
