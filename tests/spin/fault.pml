@@ -89,10 +89,15 @@ inline inv_retry(pages)
 	:: true ->
 #endif
 		if
+#ifdef MUT_BLIND_TO_PASSED
+		:: true
+#else
 		:: seq == s_seq && starts_nr == s_starts
 		:: else ->
 			if
+#ifndef MUT_FORGET_SNAPSHOT
 			:: s_open -> ok = false
+#endif
 #ifndef MUT_HISTORY_FORGETS
 			:: !s_open && starts_nr - s_starts > HISTORY -> ok = false
 #endif
@@ -104,11 +109,16 @@ inline inv_retry(pages)
 					:: history[nr % HISTORY] & (pages) -> ok = false
 					:: else
 					fi;
+#ifdef MUT_FIRST_OF_HISTORY
+					break
+#else
 					nr = CUT(nr + 1)
+#endif
 				:: else -> break
 				od;
 				nr = 0
 			fi
+#endif
 		fi
 	fi
 }
@@ -119,6 +129,9 @@ inline zap(r)
 	gone = leaves & MEETING(r);
 #ifdef MUT_ZAP_HALF
 	gone = gone & ((r & 1) -> 15 : 7);
+#endif
+#ifdef MUT_KEEP_2M
+	gone = gone & ~HUGE;
 #endif
 #ifdef MUT_IGNORE_ALIAS
 	gone = gone & ~ALIAS;
@@ -152,7 +165,7 @@ inline post(i, dropped)
 }
 
 /* [shadow/core/tables.c:flush_wait] [vmm/shootdown.c:shootdown_wait] */
-#if CPU
+#if CPU && !defined(MUT_NO_WAIT)
 #define WAITED(i) (owes[i] == 0)
 #else
 #define WAITED(i) true
@@ -161,7 +174,11 @@ inline post(i, dropped)
 /* [shadow/core/invalidate.c:inv_begin] */
 inline inv_begin(r)
 {
+#ifdef MUT_UNION_STAYS
+	open_mask = (opens -> open_mask : r);
+#else
 	open_mask = open_mask | r;
+#endif
 	opens++;
 	history[starts_nr % HISTORY] = r;
 	starts_nr = CUT(starts_nr + 1)
@@ -213,7 +230,11 @@ inline over(i, r)
 	if
 	:: waits ->
 		WAITED(i);
+#ifdef MUT_OVER_STAYS_OPEN
+		atomic { nobody_sees(r); waits = false }
+#else
 		atomic { nobody_sees(r); inv_finish(); waits = false }
+#endif
 	:: else
 	fi
 }

@@ -1,12 +1,25 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * Model 4: a source in another context that never waits: counters and a ring of records in a shared page, as a
- * kernel module would have them. Two callers announce start and end of a change of one page; a thread drains the
- * ring; a fault installs; a lookup takes what is installed without a lock.
+ * kernel module has them. Two callers announce start and end of a change of one page; a thread drains the ring; a
+ * fault drains and installs; a lookup takes what is installed without a lock.
  *
  * What is promised: no lookup that begins after a start has returned uses what was there before (T1), and once all
- * is drained nothing stale is left (T0), overflow or not. The producer's steps stand for no function yet; those of
- * the consumer that have one name it.
+ * is drained nothing stale is left (T0), overflow or not.
+ *
+ * Names in square brackets are functions that a step stands for; run.sh looks each one up in the sources.
+ *
+ * Otherwise than in the code, or left out:
+ * - One lock stands for the drain's and the MMU's. A fault drains before it takes the MMU lock; what another drain
+ *   applies in between makes its check refuse more.
+ * - A start with its end behind it is told as one call [shadow/events/module.c:over_already]
+ *   [shadow/core/chain.c:umbra_invalidate_range]. Here it is two records, applied one by one under one lock, so nothing
+ *   comes between them either; the call itself, with the vCPUs that are waited for, is fault.pml with LATE.
+ * - What is open after a loss is the counters' difference. The code holds one bracket over everything for as long as that
+ *   is not 0 [shadow/events/module.c:end_recovery].
+ * - Death is a flag, which a lookup reads; so is a loss. The code counts a release as begun, and the lost starts are
+ *   counted, too, so its gate compares one pair of counters (umbra_gate_current()): unit/module_gate.
+ * - Several pages, what is in a record, who is woken, ranges that change, the accessed bits.
  */
 #ifndef RING
 #define RING 1
@@ -38,9 +51,13 @@ bool candidate, candidate_old;
 byte producers_done;
 bool served;
 
+/* [include/abi/notifier_ring.h:umbra_ring_unread] */
 #define ROOM (head - tail < RING)
 
-/* The source writes down a start or an end, and returns to the kernel. */
+/*
+ * The source writes down a start or an end, and returns to the kernel. [kmod/umbra.c:forward] takes the lock;
+ * [kmod/umbra.c:publish] counts, between two steps of the version; [include/abi/notifier_ring.h:umbra_ring_push]
+ */
 inline callout(kind)
 {
 	atomic { !spin -> spin = true; version++ };
@@ -78,11 +95,13 @@ proctype caller(byte i)
 
 	do
 	:: n < (i -> ROUNDS1 : ROUNDS) ->
+		/* [kmod/umbra.c:ntf_start] */
 		callout(1);
 		/* start has returned */
 		atomic { leaf_old = leaf; candidate_old = candidate };
 		/* the host changes; what was resolved meanwhile is old too */
 		atomic { leaf_old = leaf; candidate_old = candidate };
+		/* [kmod/umbra.c:ntf_end] */
 		callout(2);
 		n++
 	:: else -> break
@@ -91,6 +110,7 @@ proctype caller(byte i)
 }
 
 #ifdef RELEASE
+/* [kmod/umbra.c:ntf_release] */
 active proctype release()
 {
 	atomic { !spin -> dead = true };
@@ -98,14 +118,14 @@ active proctype release()
 }
 #endif
 
-/* MMU lock held. Everything the source has said is applied. */
+/* Lock held. Everything the source has said is applied. [shadow/events/module.c:umbra_module_drain] */
 inline pump()
 {
 	do
 	:: true ->
 		if
 		:: dead && !released ->
-			/* [shadow/core/invalidate.c:inv_release] */
+			/* [shadow/core/chain.c:umbra_release] [shadow/core/invalidate.c:inv_release] */
 			released = true; leaf = false; leaf_old = false
 		:: else
 		fi;
@@ -114,7 +134,10 @@ inline pump()
 #endif
 		if
 		:: l != lost_seen ->
-			/* all that it covers goes, and the books are taken over as they are, in one consistent reading */
+			/*
+			 * All that it covers goes, and the books are taken over as they are, in one consistent
+			 * reading. [shadow/events/module.c:recover] [include/abi/notifier_ring.h:umbra_ntf_read]
+			 */
 			do
 			:: true ->
 				at = version;
@@ -137,20 +160,24 @@ inline pump()
 				at = 0; b = 0; e = 0; h = 0; l = 0
 			}
 		:: atomic { l == lost_seen && tail != head && ring[tail % RING] == 2 ->
-			/* [shadow/core/invalidate.c:inv_finish] */
+			/* [include/abi/notifier_ring.h:umbra_ring_pop] [shadow/events/module.c:apply] [shadow/core/invalidate.c:inv_finish] */
 			counted_backwards = (applied_begun == applied_ended);
 			assert(!counted_backwards);
+#ifdef MUT_END_AFTER_LOSS_MISSED
+			applied_ended = applied_ended + (lost_seen == 0);
+#else
 			applied_ended++;
+#endif
 			seq++;
 			tail++;
 			l = 0 }
 		:: atomic { l == lost_seen && tail != head && ring[tail % RING] == 1 ->
-			/* [shadow/core/map.c:map_zap] [shadow/core/invalidate.c:inv_begin] */
+			/* [shadow/events/module.c:count_start] [shadow/core/map.c:map_zap] [shadow/core/invalidate.c:inv_begin] */
 #ifndef MUT_APPLY_BEFORE_ZAP
 			leaf = false; leaf_old = false;
 #endif
 			l = 0 };
-			/* the counter follows the zap: a lookup that finds it equal finds the leaf gone */
+			/* [shadow/events/module.c:set_applied]. The counter follows the zap: a lookup that finds it equal finds the leaf gone */
 			atomic {
 				applied_begun++;
 				counted_backwards = (applied_begun > begun);
@@ -172,6 +199,7 @@ inline pump()
 #define RELEASED true
 #endif
 
+/* [shadow/events/module.c:umbra_module_run] */
 active proctype drainer()
 {
 	byte l, at, b, e, h;
@@ -193,12 +221,13 @@ active proctype drainer()
 
 #define OPEN (applied_begun != applied_ended)
 
-/* [shadow/core/fault.c:umbra_fault] with the pump before the check that decides */
+/* [shadow/core/fault.c:umbra_fault]; [vmm/resolve.c:op_resolve] pumps before the check that decides */
 active proctype fault()
 {
 	byte l, at, b, e, h, s;
 
 again:
+	/* [shadow/core/invalidate.c:inv_snapshot] */
 	atomic { !mmu_lock -> s = seq };
 	atomic { candidate = true; candidate_old = false };
 	atomic { !mmu_lock -> mmu_lock = true };
@@ -227,8 +256,8 @@ again:
 }
 
 /*
- * A lookup without the lock: are the books up to date? Then what is installed may be used. In this order: else the
- * entry may be read, then dropped, then counted, and only then be found up to date.
+ * A lookup without the lock [shadow/core/walk.c:umbra_lookup]: are the books up to date? Then what is installed may be
+ * used. In this order: else the entry may be read, then dropped, then counted, and only then be found up to date.
  */
 #ifndef PROGRESS
 active proctype lookup()

@@ -253,7 +253,11 @@ proctype vcpu(byte v)
 			do
 			:: true ->
 				h = head;
+#ifdef MUT_TOUCHED_BY_ANOTHER
+				needed = (flushed[v] != h && touched != h);
+#else
 				needed = (flushed[v] != h);
+#endif
 				if
 				:: !needed -> break
 				:: else
@@ -309,7 +313,9 @@ proctype vcpu(byte v)
 			:: !ever_ran -> ever_ran = true
 			:: else
 			fi;
+#ifndef MUT_KICKED_STAYS
 			kicked[v] = false;
+#endif
 			state[v] = covers + 1;
 			if
 #ifndef MUT_NO_SECOND_LOOK
