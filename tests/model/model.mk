@@ -17,5 +17,5 @@ CHECK_BUILD += $(BUILD)/model
 
 # Other fragments add to it; UMBRA_SEED of a run is printed, and replays.
 .PHONY: check-long
-check-long:: $(BUILD)/model ##@ what takes long: ten million random operations against the model
+check-long:: $(BUILD)/model ##@ what takes long: ten million operations against the model, the long search of spin, every fuzzer
 	$(Q)$(BUILD)/model --seed $(MODEL_SEED) --steps $(MODEL_STEPS) --to $(BUILD)/model-long.script
