@@ -185,6 +185,22 @@ Test(between, a_batch_of_populates_plans_again_too)
 	sound();
 }
 
+/* In a batch nothing is made in pieces: where it is too much to compare page by page, all of it is dropped. */
+Test(between, a_batch_of_long_populates_drops_what_is_too_much_to_compare)
+{
+	struct hva_range v[2];
+	uint32_t done;
+
+	arena = small(6 * HUGE);
+	cr_assert(host_touch(&h, arena, 6 * HUGE, RW));
+	v[0] = hva_range_of(arena, 5 * HUGE);
+	v[1] = hva_range_of(arena + 5 * HUGE, HUGE);
+	cr_assert(!umbra_madvise_batch(h.own, v, 2, MADV_POPULATE_WRITE, &done));
+	cr_assert_eq(done, 2);
+	cr_expect_eq(host_leaves(&h, arena, 6 * HUGE), 512);
+	sound();
+}
+
 Test(between, a_long_populate_is_made_in_pieces_and_drops_nothing)
 {
 	char *p = small(21 * HUGE);

@@ -253,6 +253,15 @@ Test(cuts_by_others, discard_of_a_page_of_a_file)
 	is_cut_by_others();
 }
 
+Test(cuts_by_others, discard_from_the_middle_of_one_2m_page_into_the_next)
+{
+	need_uffd();
+	start_reader();
+	watched_block();
+	cr_assert(!madvise(page_at(500), 512 * PAGE, MADV_DONTNEED));
+	is_cut_by_others();
+}
+
 Test(cuts_by_others, munmap_of_a_page_of_a_file)
 {
 	need_uffd();
