@@ -325,16 +325,22 @@ Test(between, a_2m_page_that_a_write_splits_leaves_no_2m_leaf)
 	}
 }
 
-/* So it is with a populate that is an own call: of the range only page 4 is written to. */
+/* So it is with a populate that is an own call. */
 static void split_and_move_page_4(void)
 {
 	char *p = mmap(NULL, PAGE, PROT_READ | PROT_WRITE,
 		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 
-	cr_assert(!mprotect(arena + HUGE - PAGE, PAGE, PROT_READ));
-	cr_assert(!mprotect(arena + HUGE - PAGE, PAGE, PROT_READ | PROT_WRITE));
 	cr_assert_eq(mremap(p, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, arena + 4 * PAGE),
 		     arena + 4 * PAGE);
+}
+
+static void split_and_move_pages_4_and_7(void)
+{
+	arena += 3 * PAGE;
+	split_and_move_page_4();
+	arena -= 3 * PAGE;
+	split_and_move_page_4();
 }
 
 static void huge_arena(bool pfns)
@@ -376,8 +382,8 @@ Test(between, a_2m_page_that_an_own_populate_splits_leaves_no_2m_leaf)
 	need_scan();
 	for (int i = 0; i < 3; i++) {
 		huge_arena(i < 2);
-		before(MADV_POPULATE_WRITE, i ? split_and_move_page_4 : split_quietly);
-		cr_assert(!advise(arena + 4 * PAGE, PAGE, MADV_POPULATE_WRITE));
+		before(MADV_POPULATE_WRITE, i ? split_and_move_pages_4_and_7 : split_quietly);
+		cr_assert(!advise(arena + 2 * PAGE, 8 * PAGE, MADV_POPULATE_WRITE));
 		cr_assert_null(step);
 		cr_expect_eq(host_leaf(&h, arena), 0);
 		sound();
