@@ -107,19 +107,18 @@ int own_populate(struct umbra_own *own, const struct plan *planned, struct hva_r
 {
 	const struct hva_range w = hva_range_widen(r);
 	const uint64_t n = hva_range_len(w) >> UMBRA_PAGE_SHIFT;
-	struct umbra_page *before = NULL, *now;
+	struct umbra_page *before = NULL;
 	int err;
 
 	if (own->map && n && n <= LOOKS)
 		before = malloc(2 * n * sizeof(*before));
-	now = before + n;
 	if (before && umbra_hostmap_query_range(own->map, w.start, before, n)) {
 		free(before);
 		before = NULL;
 	}
 	err = madvise(hva_ptr(r.start), hva_range_len(r), MADV_POPULATE_WRITE) ? -errno : 0;
-	if (before && !umbra_hostmap_query_range(own->map, w.start, now, n))
-		announce_changes(own, planned, w.start.v, before, now, n);
+	if (before && !umbra_hostmap_query_range(own->map, w.start, before + n, n))
+		announce_changes(own, planned, w.start.v, before, before + n, n);
 	else if (n && !plan_covers(planned, w))
 		announce(own, w, UMBRA_CAUSE_COW, true);
 	free(before);
