@@ -106,7 +106,7 @@ static void drop_unmapped(struct umbra_uffd *u, struct hva_range block)
 {
 	uint64_t entries[UMBRA_HUGE_PAGES], n = 0, run;
 
-	if (!u->own || !u->own->map ||
+	if (!u->own || !u->own->map || uffd_range_private(u, block) ||
 	    hostmap_entries(u->own->map, block.start.v >> UMBRA_PAGE_SHIFT, entries,
 			    UMBRA_HUGE_PAGES)) {
 		point(u, block, UMBRA_CAUSE_SPLIT, false);
@@ -126,7 +126,8 @@ static void drop_unmapped(struct umbra_uffd *u, struct hva_range block)
 
 /*
  * A change of others is over that cut 2M pages: one of a file the kernel has unmapped whole, of which no event tells. What came
- * back since is the same page of the file; so only what is not mapped must have no leaf. @cut: uffd_cut().
+ * back since is the same page of the file, if the mapping is shared; so only what is not mapped must have no leaf. Of a private one
+ * a write may have brought a copy (docs/locking.md): nothing of the 2M keeps its leaf. @cut: uffd_cut().
  */
 static void drop_cut(struct umbra_uffd *u, struct hva_range cut)
 {

@@ -140,6 +140,8 @@ bool uffd_on_reader(const struct umbra_uffd *uffd);
 void uffd_ranges_add(struct umbra_uffd *uffd, struct hva_range r, struct uffd_range like);
 /* The 2M blocks that @r begins and ends in, from the first to the last, if it cuts one where a file may be. Else empty. */
 struct hva_range uffd_cut(struct umbra_uffd *uffd, struct hva_range r);
+/* Is any part of @r private, as far as is known? */
+bool uffd_range_private(struct umbra_uffd *uffd, struct hva_range r);
 void uffd_ranges_remove(struct umbra_uffd *uffd, struct hva_range r);
 void uffd_ranges_move(struct umbra_uffd *uffd, struct hva_range from, hva_t to);
 

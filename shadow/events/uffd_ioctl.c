@@ -90,6 +90,16 @@ struct hva_range uffd_cut(struct umbra_uffd *u, struct hva_range r)
 	return file && ((r.start.v | r.end.v) & mask) ? blocks : (struct hva_range){ { 0 }, { 0 } };
 }
 
+bool uffd_range_private(struct umbra_uffd *u, struct hva_range r)
+{
+	bool is_private;
+
+	pthread_mutex_lock(&u->lock);
+	is_private = u->ranges_lost || ranges_kind(u, r).is_private;
+	pthread_mutex_unlock(&u->lock);
+	return is_private;
+}
+
 /* Private unless each mapping in @r is known to be shared; of a file unless each is known to be anonymous, or of hugetlb. */
 static struct uffd_range range_kind(const struct umbra_uffd *u, struct hva_range r)
 {

@@ -310,3 +310,23 @@ Test(cuts_by_others, a_small_page_of_a_file_leaves_the_others)
 	cr_expect(host_sound(&h));
 	stop_reader();
 }
+
+/* Of a private mapping what is there may be a copy that was written meanwhile: it is not kept for being there. */
+Test(cuts_by_others, a_page_of_a_private_file_takes_the_2m_with_it)
+{
+	char *p;
+
+	need_uffd();
+	start_reader();
+	fd = memfd_create("guest", MFD_CLOEXEC);
+	cr_assert(fd >= 0 && !ftruncate(fd, 2 * HUGE));
+	p = host_map(&h, 2 * HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd);
+	cr_assert(p);
+	cr_assert(host_touch(&h, p, 2 * HUGE, RW));
+	cr_assert(!umbra_uffd_register(uffd, hva_range_of(p, 2 * HUGE), UMBRA_UFFD_MISSING));
+	cr_assert_eq(host_leaves(&h, p, 2 * HUGE), 1024);
+	cr_assert(!madvise(p + CUT * PAGE, PAGE, MADV_DONTNEED));
+	drain();
+	cr_expect_eq(host_leaves(&h, p, 2 * HUGE), 512);
+	stop_reader();
+}
