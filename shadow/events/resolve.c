@@ -111,6 +111,14 @@ static int announce_late(struct umbra_chain *chain, hva_t page, bool huge, bool 
 	return -EAGAIN;
 }
 
+/* Of the pages of a 2M page that was split only the one written can have moved. */
+static int announce_split(struct umbra_chain *chain, hva_t page, bool moved)
+{
+	int err = moved ? announce_late(chain, page, false, true) : -EAGAIN;
+
+	return err == -EAGAIN ? announce_late(chain, page, true, false) : err;
+}
+
 /*
  * Write to a present page that looks as if it would stay. A KSM page with one mapping, a page still
  * held by the swap cache and, before Linux 6.15, 4K of a large folio that a child once shared look so
@@ -127,8 +135,8 @@ static int write_and_look(struct umbra_hostmap *map, struct umbra_chain *chain,
 	const bool large = atomic_load(&map->large);
 	struct umbra_page now = { 0 };
 	uint32_t flags = 0;
-	bool huge, moved;
-	int err, unseen;
+	int err, unseen, told;
+	bool huge;
 
 	err = large && map->scan ? hostmap_peek(map, req->hva, &flags) : 0;
 	if (err)
@@ -143,13 +151,11 @@ static int write_and_look(struct umbra_hostmap *map, struct umbra_chain *chain,
 	if (unseen && !huge)
 		return unseen;
 	if (huge && (unseen || !(now.flags & UMBRA_PAGE_HUGE))) {
-		/* Of its pages only one can have moved; without frames it is taken to have. */
-		moved = unseen || before->host_pfn == UMBRA_HOST_PFN_UNKNOWN ||
-			before->host_pfn != now.host_pfn;
-		unseen = moved ? announce_late(chain, req->hva, false, true) : -EAGAIN;
-		if (unseen == -EAGAIN)
-			unseen = announce_late(chain, req->hva, true, false);
-		return err ? err : unseen;
+		/* Without frames it is taken to have moved. */
+		told = announce_split(chain, req->hva,
+				      unseen || before->host_pfn == UMBRA_HOST_PFN_UNKNOWN ||
+					      before->host_pfn != now.host_pfn);
+		return err ? err : told;
 	}
 	if (!err && before->host_pfn != now.host_pfn) {
 		/* A page that was mapped by 4K may be one of 2M now. */
