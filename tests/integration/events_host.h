@@ -26,6 +26,8 @@ struct host {
 	struct umbra_hostmap *map;
 	struct umbra_own *own;
 	uint32_t next_slot, slot_flags; /* enum umbra_slot_flags of the slots to come */
+	/* in place of umbra_hostmap_resolve(), or NULL */
+	int (*resolve)(void *host, const struct umbra_resolve_req *req, struct umbra_resolved *res);
 	char *window;
 	uint64_t free_pages[HOST_WINDOW_PAGES];
 	uint64_t nfree;
@@ -65,6 +67,8 @@ static int host_resolve(void *ctx, const struct umbra_resolve_req *req, struct u
 {
 	struct host *h = ctx;
 
+	if (h->resolve)
+		return h->resolve(h, req, res);
 	return umbra_hostmap_resolve(h->map, h->chain, req, res);
 }
 

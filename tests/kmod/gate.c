@@ -74,10 +74,11 @@ static _Atomic uint64_t looks, closed, hits, fills, refused, stale, done[KINDS];
 
 static int resolve(void *ctx, const struct umbra_resolve_req *req, struct umbra_resolved *res)
 {
+	struct host *h = ctx;
 	int err;
 
 	umbra_module_drain(module);
-	err = host_resolve(ctx, req, res);
+	err = umbra_hostmap_resolve(h->map, h->chain, req, res);
 	if (!err && res->level != UMBRA_LEVEL_4K) { /* a leaf for each page */
 		res->host_pfn += (req->hva.v & (UMBRA_HUGE_SIZE - 1)) >> UMBRA_PAGE_SHIFT;
 		res->level = UMBRA_LEVEL_4K;
@@ -264,34 +265,11 @@ static void area_is(struct area *a, char *p, size_t bytes, const enum kind *kind
 		a->kinds[a->nr_kinds] = kinds[a->nr_kinds];
 }
 
-/* As host_create(), but what is asked of the host lies between two drains. */
+/* What is asked of the host lies between two drains. */
 static void create(struct host *h)
 {
-	static const struct umbra_mmu_ops ops = {
-		.table_alloc = host_table_alloc,
-		.table_free = host_table_free,
-		.resolve = resolve,
-		.flush_queue = host_flush_queue,
-		.flush_post = host_flush_post,
-		.flush_wait = host_flush_wait,
-		.flush_done = host_flush_done,
-	};
-	struct umbra_mmu_config config = {
-		.os = &umbra_os_posix,
-		.ops = &ops,
-		.ctx = h,
-		.window_pages = HOST_WINDOW_PAGES,
-		.flags = UMBRA_MMU_RECORD_PFN,
-	};
-
 	host_create(h);
-	config.window = h->window;
-	umbra_chain_unregister(h->chain, umbra_mmu_notifier(h->mmu));
-	umbra_root_destroy(h->root);
-	umbra_mmu_destroy(h->mmu);
-	HOST_NEED(!umbra_mmu_create(&h->mmu, &config));
-	HOST_NEED(!umbra_root_create(h->mmu, UMBRA_ROOT_MIRROR, &h->root));
-	HOST_NEED(!umbra_chain_register(h->chain, umbra_mmu_notifier(h->mmu)));
+	h->resolve = resolve;
 	HOST_NEED(umbra_hostmap_has_pfns(h->map));
 }
 
