@@ -15,12 +15,13 @@ try 'no blank without a reason' tools/catalogue --names
 # A row without a test or a reason, and a reason that is out of date, are both refused.
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-refuses() { # SED-SCRIPT WORDS [SED-SCRIPT OF THE ORACLE'S RESULTS]
+refuses() { # SED-SCRIPT WORDS [SED-SCRIPT OF THE ORACLE'S RESULTS [SED-SCRIPT OF THE PAGE]]
 	local out
-	mkdir -p "$tmp/tools" "$tmp/tests" "$tmp/vmm" && cp tools/catalogue "$tmp/tools/" && cp vmm/oracle_rows.c "$tmp/vmm/" &&
+	mkdir -p "$tmp/tools" "$tmp/tests" "$tmp/vmm" "$tmp/docs" && cp tools/catalogue "$tmp/tools/" && cp vmm/oracle_rows.c "$tmp/vmm/" &&
 		cp -r tests/unit tests/integration tests/model tests/race tests/kmod tests/oracle.tsv "$tmp/tests/"
 	sed "$1" tests/catalogue.tsv >"$tmp/tests/catalogue.tsv"
-	[ $# -lt 3 ] || sed "$3" tests/oracle.tsv >"$tmp/tests/oracle.tsv"
+	sed "${3-}" tests/oracle.tsv >"$tmp/tests/oracle.tsv"
+	sed "${4-}" docs/catalogue.md >"$tmp/docs/catalogue.md"
 	out=$("$tmp/tools/catalogue" --names 2>&1) && return 1
 	grep -qF -- "$2" <<<"$out"
 }
@@ -29,6 +30,43 @@ try 'a reason where there is a test is refused' refuses 's/^17\t\([^\t]*\)\t-/17
 try 'a test that is gone is noticed' refuses 's/uffd::free_and_remove_raise_remove/uffd::gone/' 'there is no test uffd::gone'
 try 'a row without a result of the oracle on some kernel is noticed' refuses '' 'row 17: the oracle said nothing on 6.12 npt=0' \
 	'/^row\t17\t/s/6\.12 npt=0,//'
+try 'a skip without its reason in docs/catalogue.md is noticed' refuses '' 'row 46, module: skipped, and not why' '' '/^- 46, module: /s/`: .*/`: /'
+try 'a test that passed on one kernel alone has its reason in docs/catalogue.md' refuses '' 'row 40, module: skipped, and not why' '' '/^- 40, module: /d'
+
+# What the tests of a run said: all passed, but for a test that the one who calls adds.
+written() { # WORDS in the page or in the refusal
+	tools/catalogue "$tmp/build" >"$tmp/page" 2>&1
+	grep -qF -- "$1" "$tmp/page"
+}
+results_of_a_run() {
+	rm -rf "$tmp/build" && mkdir -p "$tmp/build/check" "$tmp/build/kmod/6.1" "$tmp/build/kmod/6.12"
+	sed -nE 's/^Test\(([a-z0-9_]+), *([a-z0-9_]+).*/ok - \1::\2/p' tests/unit/*.c tests/integration/*.c tests/model/*.c >"$tmp/build/check/all.tap"
+	for f in tests/race/*.c; do printf 'race/%s\t1\t0\t0\t1\n' "${f##*/}"; done >"$tmp/build/check/results"
+	: >"$tmp/build/check/skips"
+	sed -nE 's/^\t\{ "(d[0-9]+_[a-z0-9_]+)",.*/ok - \1/p' tests/kmod/*.c | tee "$tmp/build/kmod/6.1/results" >"$tmp/build/kmod/6.12/results"
+}
+kmod_skips() { # KERNEL [REASON]: d46_guarded did, there
+	sed -i "/^# skipped/d;s/^ok - d46_guarded.*/${2:+# skipped: $2\n}ok - d46_guarded # SKIP see above/" "$tmp/build/kmod/$1/results"
+}
+results_of_a_run
+try 'where all passed, nothing was skipped' written 'Nothing.'
+kmod_skips 6.1 'not there'
+try 'what one kernel cannot do has its reason' written '- 46, module: `kmod::d46_guarded` passed on 6.12; on 6.1: not there'
+kmod_skips 6.12 'too new'
+try 'what no kernel can do has a reason for each' written '- 46, module: `kmod::d46_guarded`: on 6.1: not there; on 6.12: too new'
+kmod_skips 6.12
+try 'a test of the module that does not say why it was skipped is noticed' written 'row 46, module: kmod::d46_guarded was skipped, or not run, and does not say why'
+results_of_a_run
+sed -i '/d46_guarded/d' "$tmp/build/kmod/6.12/results"
+try 'a test of the module that did not run is noticed' written 'row 46, module: kmod::d46_guarded was skipped, or not run, and does not say why'
+rm "$tmp/build/kmod/6.12/results"
+echo 'lab/kmod-6.12.sh: SKIP: no emulator' >"$tmp/build/check/skips"
+try 'where a kernel of the lab was skipped as a whole, its reason is that of every row' written '- 1, module: `kmod::d1_split_of_a_thp` passed on 6.1; on 6.12: no emulator'
+results_of_a_run
+sed -i 's/^\(ok - kernel::d61_.*\)/\1  # SKIP no right to it/' "$tmp/build/check/all.tap"
+try 'a skip on this host has its reason' written '- 61, kernel and others: `kernel::d61_soft_offline_moves_the_page`: no right to it'
+sed -i 's/ # SKIP .*/ # SKIP/' "$tmp/build/check/all.tap"
+try 'a skip on this host without a reason is noticed' written 'row 61, kernel and others: kernel::d61_soft_offline_moves_the_page was skipped, or not run, and does not say why'
 try 'no result of the oracle is of a run that failed' [ -z "$(grep -vP '^row\t\d+\t[^\t]+\t(exact|wider|part|missed|quiet|needless|not run)\t' tests/oracle.tsv |
 	grep -vP '^(#|kernel\t)')" ]
 
