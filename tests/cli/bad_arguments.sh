@@ -3,12 +3,7 @@
 # vmm from outside: exit status and text of what is refused before a guest runs, and of help. Needs no /dev/kvm for
 # most; those that do say so.
 set -u
-cd "$(dirname "$0")/../.." || exit 1
-VMM=${VMM:-${BUILD:-build}/vmm}
-GUESTS=${GUESTS:-${BUILD:-build}/guests}
-passed=0 failed=0 skipped=0
-scratch=$(mktemp -d "${TMPDIR:-/tmp}/umbra-cli.XXXXXX") || exit 1
-trap 'rm -rf "$scratch"' EXIT
+. "$(dirname "$0")/common"
 
 # expect NAME STATUS PATTERN COMMAND...: PATTERN is searched in both outputs together.
 expect() {
@@ -23,11 +18,6 @@ expect() {
 	failed=$((failed + 1))
 	echo "FAIL: $name: status $got, wanted $status and \"$pattern\": $*"
 	sed 's/^/    /' "$scratch/out" | head -n 20
-}
-
-skip() {
-	skipped=$((skipped + 1))
-	echo "SKIP: $1"
 }
 
 expect no_command_says_what_to_write 2 'vmm run .*IMAGE' "$VMM"
@@ -218,5 +208,4 @@ else
 	skip "not root, or no setpriv: running as nobody"
 fi
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ "$failed" -eq 0 ]
+counts

@@ -3,29 +3,11 @@
 # What a process inherits from whoever starts it must change nothing: signals blocked or ignored, no descriptors, few
 # rights; and what somebody does to the processes it makes. Never a hang, never "our error".
 set -u
-cd "$(dirname "$0")/../.." || exit 1
-VMM=$(realpath "${VMM:-${BUILD:-build}/vmm}")
-GUESTS=$(realpath "${GUESTS:-${BUILD:-build}/guests}")
-passed=0 failed=0 skipped=0
+. "$(dirname "$0")/common"
 
-if [ ! -w /dev/kvm ]; then
-	echo "SKIP: /dev/kvm is not there or not ours"
-	exit 77
-fi
-scratch=$(mktemp -d "${TMPDIR:-/tmp}/umbra-environment.XXXXXX") || exit 1
-# A child of this shell that is ended before it became vmm would run the trap too.
-trap '[ "$BASHPID" = $$ ] && rm -rf "$scratch"' EXIT
+needs_kvm
 run=("$VMM" run --events own -m 32M)
-
-verdict() { # verdict NAME GOOD: of the last run, $status and $output
-	if [ "$2" = 1 ]; then
-		passed=$((passed + 1))
-		return
-	fi
-	failed=$((failed + 1))
-	echo "FAIL: $1: status $status"
-	sed 's/^/    /' <<<"$output" | tail -n 5
-}
+what_was_said() { tail -n 5 <<<"$output"; }
 
 attempt() { # attempt COMMAND...: sets $status and $output
 	output=$(timeout -s KILL 30 "$@" 2>&1 </dev/null)
@@ -60,9 +42,9 @@ field() { # field NAME: of /proc/$pid/status, a mask of signals
 # ---- signals ----
 # A kick that is blocked interrupts no vCPU: whoever waits for one would wait for ever.
 attempt env --block-signal "${run[@]}" -c 2 "$GUESTS/smp_stale" -- ms=50
-verdict blocked_signals_are_no_hang $((status == 0))
+verdict blocked_signals_are_no_hang [ $status = 0 ]
 attempt env --ignore-signal "${run[@]}" -c 2 --chaos rate=500 "$GUESTS/fork_cow"
-verdict ignored_signals_harm_nothing $((status == 0))
+verdict ignored_signals_harm_nothing [ $status = 0 ]
 
 # With SIGCHLD ignored the kernel forgets a child when it ends, and its number may be somebody else's by the time that
 # vmm ends the child.
@@ -70,7 +52,7 @@ spinning env --ignore-signal=CHLD "${run[@]}" "$GUESTS/spin"
 ignored=$(field SigIgn)
 kill -TERM "$pid"
 ended
-verdict no_child_is_forgotten_before_it_is_waited_for $((status == 130 && (${ignored:-0x10000} & 0x10000) == 0))
+verdict no_child_is_forgotten_before_it_is_waited_for [ $((status == 130 && (${ignored:-0x10000} & 0x10000) == 0)) = 1 ]
 
 # Stopped and continued, as by a shell, a debugger or a freezer.
 spinning "${run[@]}" -c 2 --chaos rate=500 "$GUESTS/spin"
@@ -81,7 +63,7 @@ for _ in $(seq 10); do
 done
 kill -TERM "$pid"
 ended
-verdict stopping_and_continuing_harms_nothing $((status == 130))
+verdict stopping_and_continuing_harms_nothing [ $status = 130 ]
 
 # Before, while and after the machine is built.
 good=1
@@ -95,7 +77,7 @@ for delay in 0.001 0.002 0.003 0.004 0.006 0.01; do
 	[ $status = 130 ] || [ $status = 143 ] || good=0
 	[ $good = 1 ] || break
 done
-verdict a_signal_while_it_starts_ends_it $good
+verdict a_signal_while_it_starts_ends_it [ $good = 1 ]
 
 # ---- the processes that vmm makes ----
 children() {
@@ -115,8 +97,7 @@ for signal in KILL STOP; do
 	ended
 	left=
 	[ $signal = KILL ] || left=$(children)
-	verdict "children_that_get_a_SIG${signal}_are_no_hang" $((status == 130 && n >= 20 && ${#left} == 0))
+	verdict "children_that_get_a_SIG${signal}_are_no_hang" [ $((status == 130 && n >= 20 && ${#left} == 0)) = 1 ]
 done
 
-echo "$passed passed, $failed failed, $skipped skipped"
-[ "$failed" -eq 0 ]
+counts

@@ -3,14 +3,9 @@
 # A fork before the event reader is ready must not wait for it for ever: fork holds the locks of malloc, and the
 # reader was still building its filter. Forks from the first moment on, many starts; each must end by itself.
 set -u
-cd "$(dirname "$0")/../.." || exit 1
-VMM=${VMM:-${BUILD:-build}/vmm}
-GUESTS=${GUESTS:-${BUILD:-build}/guests}
+. "$(dirname "$0")/common"
 
-if [ ! -w /dev/kvm ]; then
-	echo "SKIP: /dev/kvm is not there or not ours"
-	exit 77
-fi
+needs_kvm
 out=$("$VMM" run "$GUESTS/hello" 2>&1)
 if [ $? -eq 77 ]; then
 	echo "SKIP: ${out%%$'\n'*}"

@@ -3,23 +3,10 @@
 # What a guest of the lab's long run was skipped for comes into the table of docs/lab.md: once for each reason, with the
 # guest's command, and with the kernels it was so on. Nothing is run here but what stands for vmm.
 set -u
-cd "$(dirname "$0")/../.." || exit 1
-passed=0 failed=0
-scratch=$(mktemp -d "${TMPDIR:-/tmp}/umbra-lab-skips.XXXXXX") || exit 1
-trap 'rm -rf "$scratch"' EXIT
+. "$(dirname "$0")/common"
 
-verdict() { # verdict NAME COMMAND...
-	local name=$1
-	shift
-	if "$@"; then
-		passed=$((passed + 1))
-	else
-		failed=$((failed + 1))
-		echo "FAIL: $name"
-		tail -n 20 "$scratch/log" "$scratch/lab.md" | sed 's/^/    /'
-	fi
-}
 : >"$scratch/lab.md"
+what_was_said() { tail -n 20 "$scratch/log" "$scratch/lab.md"; }
 
 # One skips by what it prints, one by its exit code, and one is skipped for what the emulator does.
 mkdir -p "$scratch/build/guests" "$scratch/build/lab/long" "$scratch/tree/docs" "$scratch/tree/tools/lab"
@@ -71,5 +58,4 @@ verdict the_table_has_the_other_kernel \
 ) >"$scratch/log"
 verdict not_without_a_table [ "$(cat "$scratch/log")" = "SKIP: swap -c 1: the host has no swap" ]
 
-echo "$passed passed, $failed failed, 0 skipped"
-[ "$failed" -eq 0 ]
+counts

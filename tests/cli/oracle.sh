@@ -3,23 +3,8 @@
 # vmm oracle: every row of the catalogue that a process can do, against every source there is. Where the kernel module is
 # loaded (the lab) it is held to its promises, too. And the command line.
 set -u
-cd "$(dirname "$0")/../.." || exit 1
-VMM=$(realpath "${VMM:-${BUILD:-build}/vmm}")
-passed=0 failed=0 skipped=0
-scratch=$(mktemp -d "${TMPDIR:-/tmp}/umbra-oracle.XXXXXX") || exit 1
-trap 'rm -rf "$scratch"' EXIT
+. "$(dirname "$0")/common"
 
-verdict() { # verdict NAME CONDITION...: a test(1) expression or a command
-	local name=$1
-	shift
-	if "$@"; then
-		passed=$((passed + 1))
-	else
-		failed=$((failed + 1))
-		echo "FAIL: $name"
-		tail -n 20 "$scratch/said" | sed 's/^/    /'
-	fi
-}
 says() { grep -qE "$1" "$scratch/said"; }
 q() { [ "$(jq -r "$1" "$scratch/rows")" = "${2-true}" ]; }
 oracle() {
@@ -62,16 +47,13 @@ if q '.not_there.tracepoint == null'; then
 	verdict the_witness_missed_nothing q '[.rows[] | select(.run and .changed > 0 and
 		(.sources.tracepoint.saw | IN("exact", "wider") | not))] | length' 0
 else
-	skipped=$((skipped + 1))
-	echo "SKIP: the witness: $(jq -r .not_there.tracepoint "$scratch/rows")"
+	skip "the witness: $(jq -r .not_there.tracepoint "$scratch/rows")"
 fi
 if q '.not_there.module == null'; then
 	verdict the_module_missed_nothing q '[.rows[] | select(.run and .changed > 0 and
 		(.sources.module.saw | IN("exact", "wider") | not))] | length' 0
 	verdict with_the_module_nothing_is_stale q '[.rows[] | select(.run and .stale > 0)] | length' 0
 else
-	skipped=$((skipped + 1))
-	echo "SKIP: the module: $(jq -r .not_there.module "$scratch/rows")"
+	skip "the module: $(jq -r .not_there.module "$scratch/rows")"
 fi
-echo "$passed passed, $failed failed, $skipped skipped"
-[ "$failed" -eq 0 ]
+counts

@@ -3,30 +3,11 @@
 # vmm run --source tracepoints: KVM's tracepoints find nothing that own calls did not announce, and name who did what was
 # not announced. And what vmm says where a source is not to be had.
 set -u
-cd "$(dirname "$0")/../.." || exit 1
-VMM=$(realpath "${VMM:-${BUILD:-build}/vmm}")
-GUESTS=$(realpath "${GUESTS:-${BUILD:-build}/guests}")
-passed=0 failed=0 skipped=0
-scratch=$(mktemp -d "${TMPDIR:-/tmp}/umbra-witness.XXXXXX") || exit 1
+. "$(dirname "$0")/common"
 pid=
 trap '[ -z "$pid" ] || kill "$pid" 2>/dev/null; rm -rf "$scratch"' EXIT
 
-if [ ! -w /dev/kvm ]; then
-	echo "SKIP: /dev/kvm is not there or not ours"
-	exit 77
-fi
-
-verdict() { # verdict NAME COMMAND...
-	local name=$1
-	shift
-	if "$@"; then
-		passed=$((passed + 1))
-	else
-		failed=$((failed + 1))
-		echo "FAIL: $name"
-		tail -n 12 "$scratch/said" | sed 's/^/    /' | cut -c1-600
-	fi
-}
+needs_kvm
 q() { [ "$(tail -n 1 "$scratch/said" | jq -r "$1")" = "${2-true}" ]; }
 says() { grep -qE "$1" "$scratch/said"; }
 vmm() {
@@ -54,9 +35,8 @@ fi
 # ---- the witness ----
 vmm --source own,tracepoints --stats=json -m 16M "$GUESTS/hello"
 if [ $status = 77 ]; then
-	echo "SKIP: $(cat "$scratch/said")"
-	echo "$passed passed, $failed failed, $((skipped + 1)) skipped"
-	[ "$failed" -eq 0 ]
+	skip "$(cat "$scratch/said")"
+	counts
 	exit
 fi
 verdict a_quiet_guest_runs [ $status = 0 ]
@@ -103,5 +83,4 @@ pid=
 verdict a_stranger_does_the_guest_no_harm [ $status = 0 -o $status = 4 ]
 verdict a_stranger_is_heard q '[.witness.by[] | select(.by | test("another process")) | .unmaps] | add > 0'
 verdict a_stranger_has_a_path q '[.witness.by[] | select(.by | test("another process")) | .stack[] | select(test("madvise"))] | length > 0'
-echo "$passed passed, $failed failed, $skipped skipped"
-[ "$failed" -eq 0 ]
+counts
