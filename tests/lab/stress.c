@@ -70,6 +70,7 @@ static unsigned int attached, failures;
 static struct {
 	uint64_t records, lost, rounds, unfrozen, dead, cut_off, kept, changed, changed_lost;
 	uint64_t kthread, reclaim, by_owner, young;
+	uint64_t counted, unannounced;
 } all;
 
 __attribute__((format(printf, 1, 2))) static void wrong(const char *format, ...)
@@ -88,11 +89,6 @@ static _Noreturn void cannot(const char *what)
 {
 	printf("SKIP: %s: %s\n", what, strerror(errno));
 	exit(77);
-}
-
-static void sleep_ms(useconds_t ms)
-{
-	usleep(ms * 1000);
 }
 
 static bool put(const char *file, const char *text)
@@ -269,9 +265,8 @@ static void compare(struct sub *s, const struct umbra_ntf_snapshot *n)
 		return;
 	all.kept += kept;
 	all.changed += changed;
-	if (!s->orderly)
-		all.changed_lost += unannounced;
-	else if (unannounced)
+	*(s->orderly ? &all.unannounced : &all.changed_lost) += unannounced;
+	if (s->orderly && unannounced)
 		wrong("pid %d: %u pages changed unannounced, the first at %#" PRIx64, s->pid,
 		      unannounced, va);
 }
@@ -377,6 +372,7 @@ static void add_up(struct sub *s, const struct umbra_ntf_snapshot *n)
 {
 	const uint64_t callouts = n->begun + n->ended - n->dead;
 
+	all.counted++;
 	if (s->popped + n->lost != callouts)
 		wrong("pid %d: %" PRIu64 " records and %" PRIu64 " lost are not %" PRIu64
 		      " callouts",
@@ -425,7 +421,7 @@ static void look_at_the_frozen(struct sub *s)
 			      (uint64_t)(n.begun - n.ended));
 			return;
 		}
-		sleep_ms(1);
+		usleep(1000);
 	}
 	add_up(s, &n);
 	if (s->orderly && s->nr_open)
@@ -456,7 +452,7 @@ static bool freeze(void)
 		for (struct sub *s = subs; s < subs + SUBS; s++)
 			if (s->pid)
 				drain(s);
-		sleep_ms(1);
+		usleep(1000);
 	}
 	return false;
 }
@@ -541,7 +537,7 @@ static void stop(pid_t pid)
 		}
 		if (!left && rmdir(CGROUP) == 0)
 			return;
-		sleep_ms(10);
+		usleep(10000);
 	}
 	for (struct sub *s = subs; s < subs + SUBS; s++) {
 		snprintf(command, sizeof(command), "cd /proc/%d && grep -H . status stack cgroup",
@@ -552,19 +548,23 @@ static void stop(pid_t pid)
 	wrong("what was killed is still there");
 }
 
-static void report(void)
+#define N "%" PRIu64
+
+static void report(long seconds)
 {
-	printf("# %u processes subscribed, %" PRIu64 " ended; %" PRIu64 " looks, %" PRIu64
+	printf("# %ld seconds of load; %u processes subscribed, " N " ended; " N " looks, " N
 	       " times they would not stand still\n",
-	       attached, all.dead, all.rounds, all.unfrozen);
-	printf("# %" PRIu64 " records, %" PRIu64 " by the process itself, %" PRIu64
-	       " by kernel threads, %" PRIu64 " in reclaim; %" PRIu64 " young callouts\n",
+	       seconds, attached, all.dead, all.rounds, all.unfrozen);
+	printf("# " N " records, " N " by the process itself, " N " by kernel threads, " N
+	       " in reclaim; " N " young callouts\n",
 	       all.records, all.by_owner, all.kthread, all.reclaim, all.young);
-	printf("# %" PRIu64 " pages found as they were, %" PRIu64 " changed and announced, %" PRIu64
-	       " changed where records were lost\n",
-	       all.kept, all.changed, all.changed_lost);
-	printf("# %" PRIu64 " records lost; %" PRIu64 " invalidations cut off by an end\n",
-	       all.lost, all.cut_off);
+	printf("# " N " records lost; " N " invalidations cut off by an end\n", all.lost,
+	       all.cut_off);
+	printf("# " N " pages found as they were, " N " changed and announced, " N
+	       " changed where records were lost, " N " changed unannounced\n",
+	       all.kept, all.changed, all.changed_lost, all.unannounced);
+	printf("# " N " times counters were held against records; %u complaints of any kind\n",
+	       all.counted, failures);
 }
 
 int main(int argc, char **argv)
@@ -581,6 +581,7 @@ int main(int argc, char **argv)
 		cannot(UMBRA_NTF_DEVICE);
 	pid = start(argv[2], argv + 3);
 	clock_gettime(CLOCK_MONOTONIC, &t0);
+	t = t0;
 	do {
 		go_on(200);
 		look();
@@ -592,7 +593,7 @@ int main(int argc, char **argv)
 	} while (t.tv_sec - t0.tv_sec < seconds);
 	stop(pid);
 
-	report();
+	report(t.tv_sec - t0.tv_sec);
 	if (!all.rounds || !all.kept || !all.changed || !all.lost || !all.by_owner)
 		wrong("too little was seen to tell");
 	return failures > 0;

@@ -8,7 +8,7 @@ $(LAB_STRESS): tests/lab/stress.c $(wildcard include/abi/notifier*.h)
 lab-long-build: $(LAB_STRESS)
 
 .PHONY: lab-stress
-lab-stress: ##@ stress-ng in processes that are watched through the module, in the lab; STRESS_SECONDS=n
+lab-stress: ##@ stress-ng in processes that are watched through the module, in the lab; KERNEL= NPT= STRESS_SECONDS=20
 	@tools/deps check
 	@$(MAKE) --no-print-directory all $(LAB_STRESS)
 	@BUILD='$(BUILD)' tests/lab/stress
