@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -20,6 +21,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 			abort();                                                             \
 		}                                                                            \
 	} while (0)
+
+/* It cannot run here. Not by exit(): libFuzzer takes that for a crash of the target. */
+static inline _Noreturn void fuzz_skip(const char *why)
+{
+	fprintf(stderr, "SKIP: %s\n", why);
+	_exit(77);
+}
 
 struct fuzz_input {
 	const uint8_t *p;
