@@ -211,10 +211,13 @@ struct umbra_uffd_tried {
 };
 
 /*
- * A fault read from the uffd. @flags: UFFD_PAGEFAULT_FLAG_*. The handler runs on the reader thread:
- * it must not allocate, nor touch memory that may fault, nor make calls that wait for the reader.
- * It resolves with umbra_uffd_copy() and its kin, or remembers the fault and lets another thread do
- * it.
+ * A fault read from the uffd is handed over once, when the events that were readable with or before it
+ * have been announced (with 256 faults waiting it is woken instead, and read again; with 256 REMOVEs
+ * unsettled no more events are read). @hva, @flags, @tid: as the kernel wrote them. @hva is the start of
+ * the page; with UFFD_FEATURE_EXACT_ADDRESS, which only a passed fd can have, the very address. @flags:
+ * UFFD_PAGEFAULT_FLAG_*. @tid: of the thread. The handler runs on the reader thread: it must not
+ * allocate, nor touch memory that may fault, nor make calls that wait for the reader. It resolves with
+ * umbra_uffd_copy() and its kin, or remembers the fault and lets another thread do it.
  */
 struct umbra_uffd_config {
 	int fd;                /* an open userfaultfd to use (not owned), or -1 */

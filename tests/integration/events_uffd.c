@@ -168,6 +168,37 @@ Test(uffd, missing_faults_are_served_by_copy)
 	stop_reader();
 }
 
+static struct {
+	hva_t hva;
+	uint32_t flags, tid;
+	int nr;
+} handed;
+
+static void note_and_serve(void *ctx, struct umbra_uffd *u, hva_t hva, uint32_t flags, uint32_t tid)
+{
+	handed.hva = hva, handed.flags = flags, handed.tid = tid;
+	handed.nr++;
+	on_fault(ctx, u, hva, flags, tid);
+}
+
+Test(uffd, a_fault_is_handed_over_as_the_kernel_told_it)
+{
+	const struct umbra_uffd_config config = { .fd = -1, .own = h.own, .fault = note_and_serve };
+	char *p;
+
+	if (umbra_uffd_open(&uffd, h.chain, &config, NULL))
+		cr_skip_test("no userfaultfd for kernel faults here");
+	start_reader();
+	p = watched(HUGE, UMBRA_UFFD_MISSING);
+	*(volatile char *)(p + 3 * PAGE + 123) = 1;
+	drain();
+	cr_assert_eq(handed.nr, 1);
+	cr_assert_eq(handed.hva.v, (uintptr_t)p + 3 * PAGE);
+	cr_assert_eq(handed.flags, UFFD_PAGEFAULT_FLAG_WRITE);
+	cr_assert_eq(handed.tid, gettid());
+	stop_reader();
+}
+
 Test(uffd, minor_faults_are_served_by_continue)
 {
 	int fd, err;
