@@ -54,7 +54,9 @@ struct umbra_hostmap;
 
 /*
  * umbra_hostmap_open - /proc/PID/pagemap, and PAGEMAP_SCAN where the kernel has it. One map for all
- * faults and audits of an address space: it remembers what faults are doing.
+ * faults and audits of an address space: it remembers what faults are doing. Nothing can check that:
+ * a fault through a second map misses that a write through the first has just moved its page, and an
+ * audit through one takes what is about to be announced, or was moved before it was opened, for wrong.
  * @pid: 0 is this process. Returns: 0, -errno of open.   Pairs with: umbra_hostmap_close().
  */
 int umbra_hostmap_open(struct umbra_hostmap **map, pid_t pid);
