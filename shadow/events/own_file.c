@@ -29,6 +29,27 @@ static int plan_file(struct umbra_own *own, int fd, int mode, uint64_t offset, u
 	return 0;
 }
 
+/* Opens what was planned, if that succeeded (@err). On error nothing is open, and there is no plan. */
+static int open_plan(struct umbra_own *own, unsigned int phase, struct plan *plan,
+		     struct bracket *b, int err)
+{
+	if (!err)
+		err = bracket_start(own, plan, NULL, 0, b);
+	if (err) {
+		own_plan_end(own, phase);
+		plan_fini(plan);
+	}
+	return err;
+}
+
+static void close_plan(struct umbra_own *own, unsigned int phase, struct plan *plan,
+		       struct bracket *b, int err)
+{
+	own_plan_end(own, phase);
+	bracket_end(own, b, err);
+	plan_fini(plan);
+}
+
 static int call_file(struct umbra_own *own, int fd, int mode, uint64_t offset, uint64_t len)
 {
 	const unsigned int phase = own_plan_begin(own);
@@ -36,20 +57,14 @@ static int call_file(struct umbra_own *own, int fd, int mode, uint64_t offset, u
 	struct bracket b;
 	int err = plan_file(own, fd, mode, offset, len, &plan);
 
-	if (!err)
-		err = bracket_start(own, &plan, NULL, 0, &b);
-	if (err) {
-		own_plan_end(own, phase);
-		plan_fini(&plan);
+	err = open_plan(own, phase, &plan, &b, err);
+	if (err)
 		return err;
-	}
 	if (mode == MODE_TRUNCATE)
 		err = ftruncate(fd, (off_t)len) ? -errno : 0;
 	else
 		err = fallocate(fd, mode, (off_t)offset, (off_t)len) ? -errno : 0;
-	own_plan_end(own, phase);
-	bracket_end(own, &b, err);
-	plan_fini(&plan);
+	close_plan(own, phase, &plan, &b, err);
 	return err;
 }
 
@@ -75,22 +90,15 @@ pid_t umbra_fork(struct umbra_own *own)
 	int err;
 
 	plan_init(&plan, UMBRA_CAUSE_FORK, false);
-	err = region_plan_fork(own, &plan);
-	if (!err)
-		err = bracket_start(own, &plan, NULL, 0, &b);
-	if (err) {
-		own_plan_end(own, phase);
-		plan_fini(&plan);
+	err = open_plan(own, phase, &plan, &b, region_plan_fork(own, &plan));
+	if (err)
 		return err;
-	}
 	pid = fork();
 	err = pid < 0 ? -errno : 0;
 	/* The child has a copy of the chain with somebody's locks in it: it must not touch it, nor
 	 * the MMU. */
 	if (!pid)
 		return 0;
-	own_plan_end(own, phase);
-	bracket_end(own, &b, err);
-	plan_fini(&plan);
+	close_plan(own, phase, &plan, &b, err);
 	return err ? err : pid;
 }
