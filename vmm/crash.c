@@ -128,30 +128,34 @@ static void end(struct vcpu *v, enum vmm_exit code, const char *why)
 	free(text);
 }
 
-void vcpu_crash(struct vcpu *v, const gpa_t *page, const char *fmt, ...)
+static void end_here(struct vcpu *v, enum vmm_exit code, const gpa_t *page, const char *fmt,
+		     va_list ap)
 {
 	char why[200];
-	va_list ap;
 
-	va_start(ap, fmt);
 	vsnprintf(why, sizeof(why), fmt, ap);
-	va_end(ap);
 	vcpu_snapshot(v);
 	if (page) {
 		v->last.has_page = true;
 		v->last.page = *page;
 	}
-	end(v, VMM_EXIT_GUEST_CRASH, why);
+	end(v, code, why);
+}
+
+void vcpu_crash(struct vcpu *v, const gpa_t *page, const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	end_here(v, VMM_EXIT_GUEST_CRASH, page, fmt, ap);
+	va_end(ap);
 }
 
 void vcpu_bug(struct vcpu *v, const char *fmt, ...)
 {
-	char why[200];
 	va_list ap;
 
 	va_start(ap, fmt);
-	vsnprintf(why, sizeof(why), fmt, ap);
+	end_here(v, VMM_EXIT_INTERNAL, NULL, fmt, ap);
 	va_end(ap);
-	vcpu_snapshot(v);
-	end(v, VMM_EXIT_INTERNAL, why);
 }
