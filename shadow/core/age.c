@@ -43,16 +43,6 @@ static int age_leaf(void *arg, struct spte_iter *it)
 	return 0;
 }
 
-static void age_slot_part(void *arg, struct slot *s, struct gfn_range g)
-{
-	struct age *a = arg;
-	const struct leaf_visitor visitor = { .run = age_run, .leaf = age_leaf, .arg = a };
-
-	(void)s;
-	for (struct umbra_root *root = a->mmu->roots; root; root = root->next)
-		walk_runs(root, g, &visitor);
-}
-
 /*
  * Never sleeps: with @kick the vCPUs are told, but not waited for. Until a vCPU was told, an access
  * of its may go unseen; that is what clear_young allows, and the window of clear_flush_young is the
@@ -62,11 +52,15 @@ static bool age(struct umbra_notifier *n, struct hva_range r, enum age_op op, bo
 {
 	struct umbra_mmu *mmu = mmu_of(n);
 	struct age a = { .mmu = mmu, .op = op };
+	const struct leaf_visitor visitor = { .run = age_run, .leaf = age_leaf, .arg = &a };
+	struct gfn_range g;
 	uint64_t ticket;
 
 	mmu_lock(mmu);
 	mmu->stats.young_callouts++;
-	rmap_hva(mmu, r, age_slot_part, &a);
+	for (struct rmap_iter it = rmap_hva(mmu, r); rmap_next(mmu, &it, &g);)
+		for (struct umbra_root *root = mmu->roots; root; root = root->next)
+			walk_runs(root, g, &visitor);
 	ticket = flush_post(mmu);
 	mmu_unlock(mmu);
 	if (kick)

@@ -141,9 +141,10 @@ static void check_table(struct checker *c, uint32_t index, unsigned int level, u
 	expect(c, is_root || count > 0, "I8: an empty table is linked, gfn", base);
 }
 
-static bool stands_for(const struct slot_by_hva *h, const struct umbra_memslot *s)
+static bool stands_for(const struct slot_by_hva *h, const struct slot *s)
 {
-	return h->start == s->hva.v && h->end == s->hva.v + (s->npages << UMBRA_PAGE_SHIFT);
+	return s && h->gfn == s->pub.gfn.v && h->start == s->pub.hva.v &&
+	       h->end == s->pub.hva.v + (s->pub.npages << UMBRA_PAGE_SHIFT);
 }
 
 static void check_slots(struct checker *c)
@@ -159,7 +160,7 @@ static void check_slots(struct checker *c)
 		       i == 0 || mmu->slots[i - 1].pub.gfn.v + mmu->slots[i - 1].pub.npages <=
 					 s->gfn.v,
 		       "I12: slots out of order or overlapping, gfn", s->gfn.v);
-		expect(c, h->index < mmu->nslots && stands_for(h, &mmu->slots[h->index].pub),
+		expect(c, stands_for(h, slot_of_gfn(c->mmu, h->gfn)),
 		       "I12: the hva index is not of the slots, hva", h->start);
 		if (h->end > max_end)
 			max_end = h->end;

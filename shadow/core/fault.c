@@ -188,7 +188,7 @@ static bool answered_early(struct umbra_root *root, struct umbra_fault *f, struc
 		 * entry again.
 		 */
 		mmu->stats.spurious++;
-		flush_queue(mmu, &it);
+		flush_queue(it.root, it.table, it.slot, it.gfn, it.level);
 		flush_post(mmu);
 		*result = found(f, &it, UMBRA_FAULT_SPURIOUS);
 		return true;

@@ -153,30 +153,19 @@ void inv_finish(struct umbra_mmu *mmu, const struct umbra_range *r)
 	history_close(mmu, r);
 }
 
-struct zap_arg {
-	struct umbra_mmu *mmu;
-	struct zapped zapped;
-};
-
-static void zap_slot_part(void *arg, struct slot *s, struct gfn_range g)
-{
-	struct zap_arg *z = arg;
-
-	(void)s;
-	for (struct umbra_root *root = z->mmu->roots; root; root = root->next)
-		map_zap(root, g, &z->zapped);
-}
-
 /* Lock held. Drops what @r takes away, and opens it. Returns the ticket of what is to be flushed. */
-static inline uint64_t drop(struct umbra_mmu *mmu, const struct umbra_range *r, struct zap_arg *z)
+static inline uint64_t drop(struct umbra_mmu *mmu, const struct umbra_range *r,
+			    struct zapped *zapped)
 {
 	struct hva_range part;
+	struct gfn_range g;
 
-	z->mmu = mmu;
-	z->zapped = (struct zapped){ 0 };
+	*zapped = (struct zapped){ 0 };
 	for (uint32_t i = 0; range_nth(r, i, &part); i++)
-		rmap_hva(mmu, part, zap_slot_part, z);
-	inv_begin(mmu, r, &z->zapped);
+		for (struct rmap_iter it = rmap_hva(mmu, part); rmap_next(mmu, &it, &g);)
+			for (struct umbra_root *root = mmu->roots; root; root = root->next)
+				map_zap(root, g, zapped);
+	inv_begin(mmu, r, zapped);
 	return flush_post(mmu);
 }
 
@@ -192,7 +181,7 @@ static int start(struct umbra_notifier *n, const struct umbra_range *r)
 	struct umbra_mmu *mmu = mmu_of(n);
 	const bool forced = r->flags & UMBRA_RANGE_FORCED,
 		   may_wait = r->flags & UMBRA_RANGE_BLOCKABLE;
-	struct zap_arg z;
+	struct zapped zapped;
 	uint64_t ticket;
 	bool settle;
 	int rc;
@@ -210,8 +199,8 @@ static int start(struct umbra_notifier *n, const struct umbra_range *r)
 		}
 		pin_lose(mmu, r);
 	}
-	ticket = drop(mmu, r, &z);
-	settle = to_settle(mmu, r, &z.zapped);
+	ticket = drop(mmu, r, &zapped);
+	settle = to_settle(mmu, r, &zapped);
 	mmu_unlock(mmu);
 
 	rc = flush_wait(mmu, ticket, may_wait);
@@ -245,19 +234,19 @@ static void end(struct umbra_notifier *n, const struct umbra_range *r)
 static void over(struct umbra_notifier *n, const struct umbra_range *r)
 {
 	struct umbra_mmu *mmu = mmu_of(n);
-	struct zap_arg z;
+	struct zapped zapped;
 	uint64_t ticket;
 
 	mmu_lock(mmu);
 	if (mmu->pins && (r->flags & UMBRA_RANGE_RELOCATES) && pin_meets(mmu, r))
 		pin_lose(mmu, r);
-	ticket = drop(mmu, r, &z);
+	ticket = drop(mmu, r, &zapped);
 	if (!flush_over(mmu, ticket)) {
 		mmu_unlock(mmu);
 		flush_wait(mmu, ticket, r->flags & UMBRA_RANGE_BLOCKABLE);
 		mmu_lock(mmu);
 	}
-	if (to_settle(mmu, r, &z.zapped))
+	if (to_settle(mmu, r, &zapped))
 		tables_settle(mmu, SETTLE_BUDGET);
 	inv_finish(mmu, r);
 	mmu_unlock(mmu);

@@ -82,7 +82,7 @@ bool spte_change(struct umbra_mmu *mmu, struct spte_iter *it, uint64_t now)
 	}
 	account(mmu, it, now);
 	if (spte_needs_flush(it->old, now)) {
-		flush_queue(mmu, it);
+		flush_queue(it->root, it->table, it->slot, it->gfn, it->level);
 		/* an accessed bit alone is nothing that anybody must wait for */
 		mmu->lowered |= spte_needs_flush(it->old & ~SPTE_ACCESSED, now);
 	}
@@ -104,6 +104,17 @@ static void queue_run(struct umbra_mmu *mmu, const struct spte_iter *it, unsigne
 			to - from);
 }
 
+/* The leaf of @gfn, which was seen to be @seen; what the CPU set meanwhile is not lost. Counts are the caller's. */
+static inline void drop_4k(struct umbra_mmu *mmu, uint64_t *sptep, uint64_t seen, uint64_t gfn)
+{
+	const uint64_t old = __atomic_exchange_n(sptep, 0, __ATOMIC_ACQ_REL);
+
+	if (!spte_same_but_ad(old, seen))
+		mmu->os->bug("I4: a leaf changed under the lock");
+	if ((old & (SPTE_ACCESSED | SPTE_DIRTY)) && mmu->nlogs)
+		slot_log(mmu, gfn, UMBRA_LEVEL_4K, old);
+}
+
 uint32_t spte_drop_run(struct umbra_mmu *mmu, const struct spte_iter *it, unsigned int n)
 {
 	struct table *t = &mmu->tables[it->table];
@@ -114,7 +125,6 @@ uint32_t spte_drop_run(struct umbra_mmu *mmu, const struct spte_iter *it, unsign
 	check_live(mmu, it);
 	for (unsigned int i = 0; i < n; i++) {
 		const uint64_t seen = spte_read(&entries[i]);
-		uint64_t old;
 
 		if (!spte_present(seen)) {
 			if (i > run)
@@ -122,11 +132,7 @@ uint32_t spte_drop_run(struct umbra_mmu *mmu, const struct spte_iter *it, unsign
 			run = i + 1;
 			continue;
 		}
-		old = __atomic_exchange_n(&entries[i], 0, __ATOMIC_ACQ_REL);
-		if (!spte_same_but_ad(old, seen))
-			mmu->os->bug("I4: a leaf changed under the lock");
-		if ((old & (SPTE_ACCESSED | SPTE_DIRTY)) && mmu->nlogs)
-			slot_log(mmu, it->gfn + i, UMBRA_LEVEL_4K, old);
+		drop_4k(mmu, &entries[i], seen, it->gfn + i);
 		dropped++;
 	}
 	if (n > run)
@@ -320,6 +326,44 @@ static void zap_table(struct umbra_root *root, uint32_t table, uint64_t start, u
 		unlink_empty(mmu, table);
 }
 
+/*
+ * The shortest way for what most invalidations are: one 4K leaf of a table, of which others stay. Returns: false, and nothing
+ * is done, for anything else.
+ */
+static bool zap_page(struct umbra_root *root, uint64_t gfn, struct zapped *zapped)
+{
+	struct umbra_mmu *mmu = root->mmu;
+	uint32_t index = root->table;
+	uint64_t *sptep, entry;
+	unsigned int slot;
+	struct table *t;
+
+	for (unsigned int level = UMBRA_LEVEL_512G; level > UMBRA_LEVEL_4K; level--) {
+		entry = spte_read(table_entries(mmu, index) + spte_slot(gfn, level));
+		if (!spte_is_table(entry, level))
+			return !spte_present(entry);
+		index = spte_child(mmu, entry);
+	}
+	t = &mmu->tables[index];
+	slot = spte_slot(gfn, UMBRA_LEVEL_4K);
+	sptep = table_entries(mmu, index) + slot;
+	entry = spte_read(sptep);
+	if (!spte_present(entry))
+		return true;
+	if (t->count == 1 || t->state != TABLE_LIVE)
+		return false;
+	drop_4k(mmu, sptep, entry, gfn);
+	if (t->host_pfns)
+		t->host_pfns[slot] = UMBRA_HOST_PFN_UNKNOWN;
+	t->count--;
+	root->leaves_4k--;
+	mmu->stats.zapped_4k++;
+	zapped->leaves_4k++;
+	mmu->lowered = true;
+	flush_queue(root, index, slot, gfn, UMBRA_LEVEL_4K);
+	return true;
+}
+
 /* The short way for what most invalidations are: some 4K leaves of one table, of which others stay. */
 static bool zap_in_block(struct umbra_root *root, uint64_t start, uint64_t end,
 			 struct zapped *zapped)
@@ -341,7 +385,7 @@ void map_zap(struct umbra_root *root, struct gfn_range r, struct zapped *zapped)
 {
 	const uint64_t start = r.start.v, end = r.end.v < GFN_LIMIT ? r.end.v : GFN_LIMIT;
 
-	if (start >= end)
+	if (start >= end || (end - start == 1 && zap_page(root, start, zapped)))
 		return;
 	if (end - start < UMBRA_HUGE_PAGES && !((start ^ (end - 1)) / UMBRA_HUGE_PAGES) &&
 	    zap_in_block(root, start, end, zapped))

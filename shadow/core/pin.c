@@ -26,12 +26,10 @@ struct pin_search {
 	bool found;
 };
 
-static void pin_slot_part(void *arg, struct slot *s, struct gfn_range g)
+static void pin_part(struct pin_search *a, struct gfn_range g)
 {
-	struct pin_search *a = arg;
 	struct umbra_mmu *mmu = a->mmu;
 
-	(void)s;
 	for (struct umbra_pin *p = mmu->pins; p; p = p->next) {
 		if (!gfns_meet(p->gfns, g))
 			continue;
@@ -48,23 +46,32 @@ static void pin_slot_part(void *arg, struct slot *s, struct gfn_range g)
 	}
 }
 
+static void pin_search(struct pin_search *a, const struct umbra_range *r)
+{
+	struct hva_range part;
+	struct gfn_range g;
+
+	for (uint32_t i = 0; range_nth(r, i, &part); i++)
+		for (struct rmap_iter it = rmap_hva(a->mmu, part); rmap_next(a->mmu, &it, &g);) {
+			pin_part(a, g);
+			if (a->found && !a->lose)
+				return;
+		}
+}
+
 bool pin_meets(struct umbra_mmu *mmu, const struct umbra_range *r)
 {
 	struct pin_search a = { .mmu = mmu };
-	struct hva_range part;
 
-	for (uint32_t i = 0; mmu->pins && !a.found && range_nth(r, i, &part); i++)
-		rmap_hva(mmu, part, pin_slot_part, &a);
+	pin_search(&a, r);
 	return a.found;
 }
 
 void pin_lose(struct umbra_mmu *mmu, const struct umbra_range *r)
 {
 	struct pin_search a = { .mmu = mmu, .lose = r };
-	struct hva_range part;
 
-	for (uint32_t i = 0; range_nth(r, i, &part); i++)
-		rmap_hva(mmu, part, pin_slot_part, &a);
+	pin_search(&a, r);
 }
 
 static void pin_unlink(struct umbra_pin *pin)

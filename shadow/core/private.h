@@ -47,10 +47,9 @@ struct slot {
 	uint64_t *log_accessed, *log_dirty; /* UMBRA_SLOT_LOG: bits of dropped leaves */
 };
 
-/* Slots by gfn; and indices of them by hva, with the greatest end so far for skipping (rmap). */
+/* A slot by hva: [@start, @end), from @gfn on; @max_end: the greatest end so far, for skipping (rmap). */
 struct slot_by_hva {
-	uint64_t start, end, max_end;
-	uint32_t index;
+	uint64_t start, end, max_end, gfn;
 };
 
 struct source_state {
@@ -244,7 +243,9 @@ void table_retire(struct umbra_mmu *mmu, uint32_t table, bool cleared);
 /* Puts the whole-page flush of a cleared table in the queue. */
 void table_queue_clear(struct umbra_mmu *mmu, uint32_t table);
 
-void flush_queue(struct umbra_mmu *mmu, const struct spte_iter *it);
+/* Entry @slot of @table, which translates @gfn at @level, has changed. */
+void flush_queue(struct umbra_root *root, uint32_t table, unsigned int slot, uint64_t gfn,
+		 unsigned int level);
 /* The same for @n 4K leaves side by side, of which @e is the first; @e is used up. */
 void flush_queue_run(struct umbra_mmu *mmu, struct umbra_flush_entry *e, unsigned int n);
 /*
@@ -277,10 +278,41 @@ static inline uint64_t slot_hva(const struct slot *s, uint64_t gfn)
 	return s->pub.hva.v + ((gfn - s->pub.gfn.v) << UMBRA_PAGE_SHIFT);
 }
 
-/* rmap: calls @fn for each (slot, gfn range) that the widened @r appears at. */
-void rmap_hva(struct umbra_mmu *mmu, struct hva_range r,
-	      void (*fn)(void *arg, struct slot *s, struct gfn_range g), void *arg);
+/*
+ * rmap: the gfns that the widened range appears at, slot by slot.
+ *
+ *	for (struct rmap_iter it = rmap_hva(mmu, r); rmap_next(mmu, &it, &g);)
+ */
+struct rmap_iter {
+	uint64_t start, end;
+	uint32_t i; /* of mmu->by_hva, the next to look at */
+};
+/* The first slot in hva order that can reach @hva. */
+uint32_t rmap_first(const struct umbra_mmu *mmu, uint64_t hva);
 void rmap_rebuild(struct umbra_mmu *mmu);
+
+static inline struct rmap_iter rmap_hva(const struct umbra_mmu *mmu, struct hva_range r)
+{
+	r = hva_range_widen(r);
+	return (struct rmap_iter){ r.start.v, r.end.v,
+				   mmu->nslots > 1 ? rmap_first(mmu, r.start.v) : 0 };
+}
+
+static inline bool rmap_next(const struct umbra_mmu *mmu, struct rmap_iter *it, struct gfn_range *g)
+{
+	while (it->i < mmu->nslots && mmu->by_hva[it->i].start < it->end) {
+		const struct slot_by_hva *h = &mmu->by_hva[it->i++];
+		const uint64_t start = it->start > h->start ? it->start : h->start;
+		const uint64_t end = it->end < h->end ? it->end : h->end;
+
+		if (start >= end)
+			continue;
+		g->start.v = h->gfn + ((start - h->start) >> UMBRA_PAGE_SHIFT);
+		g->end.v = h->gfn + ((end - h->start) >> UMBRA_PAGE_SHIFT);
+		return true;
+	}
+	return false;
+}
 
 /* ---- invalidate.c ------------------------------------------------------------------------------
  */
@@ -324,12 +356,12 @@ static inline struct umbra_mmu *mmu_of(struct umbra_notifier *n)
 static inline bool range_nth(const struct umbra_range *r, uint32_t i, struct hva_range *out)
 {
 	if (r->nr == 0) {
-		*out = hva_range_widen(r->hull);
+		*out = r->hull;
 		return i == 0;
 	}
 	if (i >= r->nr)
 		return false;
-	*out = hva_range_widen(r->v[i]);
+	*out = r->v[i];
 	return true;
 }
 

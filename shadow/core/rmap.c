@@ -43,7 +43,7 @@ void rmap_rebuild(struct umbra_mmu *mmu)
 		v[i] = (struct slot_by_hva){
 			.start = s->hva.v,
 			.end = s->hva.v + (s->npages << UMBRA_PAGE_SHIFT),
-			.index = i,
+			.gfn = s->gfn.v,
 		};
 	}
 	sort_by_hva(v, mmu->nslots);
@@ -54,9 +54,8 @@ void rmap_rebuild(struct umbra_mmu *mmu)
 	}
 }
 
-/* The first slot in hva order that can reach @hva: max_end grows with the index, so it can be
- * halved for. */
-static uint32_t first_reaching(const struct umbra_mmu *mmu, uint64_t hva)
+/* max_end grows with the index, so it can be halved for. */
+uint32_t rmap_first(const struct umbra_mmu *mmu, uint64_t hva)
 {
 	uint32_t lo = 0, hi = mmu->nslots;
 
@@ -71,54 +70,17 @@ static uint32_t first_reaching(const struct umbra_mmu *mmu, uint64_t hva)
 	return lo;
 }
 
-void rmap_hva(struct umbra_mmu *mmu, struct hva_range r,
-	      void (*fn)(void *arg, struct slot *s, struct gfn_range g), void *arg)
-{
-	r = hva_range_widen(r);
-	if (hva_range_empty(r))
-		return;
-	for (uint32_t i = first_reaching(mmu, r.start.v);
-	     i < mmu->nslots && mmu->by_hva[i].start < r.end.v; i++) {
-		const struct slot_by_hva *h = &mmu->by_hva[i];
-		struct slot *s = &mmu->slots[h->index];
-		const uint64_t start = r.start.v > h->start ? r.start.v : h->start;
-		const uint64_t end = r.end.v < h->end ? r.end.v : h->end;
-
-		if (start >= end)
-			continue;
-		/* rounding the end up cannot wrap: it is at most the slot's own, which is page
-		 * aligned */
-		fn(arg, s,
-		   (struct gfn_range){ { s->pub.gfn.v + ((start - h->start) >> UMBRA_PAGE_SHIFT) },
-				       { s->pub.gfn.v + ((end - h->start + UMBRA_PAGE_SIZE - 1) >>
-							 UMBRA_PAGE_SHIFT) } });
-	}
-}
-
-struct gpas {
-	hva_t hva;
-	gpa_t *v;
-	unsigned int max, n;
-};
-
-static void add_gpa(void *arg, struct slot *s, struct gfn_range g)
-{
-	struct gpas *out = arg;
-
-	(void)s;
-	if (out->n < out->max)
-		out->v[out->n].v =
-			(g.start.v << UMBRA_PAGE_SHIFT) | (out->hva.v & (UMBRA_PAGE_SIZE - 1));
-	out->n++;
-}
-
 unsigned int umbra_hva_to_gpas(struct umbra_mmu *mmu, hva_t hva, gpa_t *gpas, unsigned int max)
 {
-	struct gpas out = { .hva = hva, .v = gpas, .max = max };
 	const uint64_t page = hva.v & ~(UMBRA_PAGE_SIZE - 1);
+	struct gfn_range g;
+	unsigned int n = 0;
 
 	mmu_lock(mmu);
-	rmap_hva(mmu, (struct hva_range){ { page }, { page + 1 } }, add_gpa, &out);
+	for (struct rmap_iter it = rmap_hva(mmu, (struct hva_range){ { page }, { page + 1 } });
+	     rmap_next(mmu, &it, &g); n++)
+		if (n < max)
+			gpas[n].v = (g.start.v << UMBRA_PAGE_SHIFT) | (hva.v - page);
 	mmu_unlock(mmu);
-	return out.n;
+	return n;
 }

@@ -96,15 +96,17 @@ void table_queue_clear(struct umbra_mmu *mmu, uint32_t table)
 	mmu->queued++;
 }
 
-void flush_queue(struct umbra_mmu *mmu, const struct spte_iter *it)
+void flush_queue(struct umbra_root *root, uint32_t table, unsigned int slot, uint64_t gfn,
+		 unsigned int level)
 {
+	struct umbra_mmu *mmu = root->mmu;
 	const struct umbra_flush_entry e = {
-		.index = (uint64_t)it->table * SPTE_ENTRIES + it->slot,
-		.addr = it->gfn << UMBRA_PAGE_SHIFT,
-		.level = it->level,
+		.index = (uint64_t)table * SPTE_ENTRIES + slot,
+		.addr = gfn << UMBRA_PAGE_SHIFT,
+		.level = (uint8_t)level,
 	};
 
-	if (it->root->kind != UMBRA_ROOT_DIRECT)
+	if (root->kind != UMBRA_ROOT_DIRECT)
 		return;
 	mmu->config.ops->flush_queue(mmu->config.ctx, &e);
 	mmu->queued++;
