@@ -11,12 +11,14 @@
 #define MANY   (1ULL << 20)
 #define FEW    (1ULL << 12)
 #define PAUSES 3
+#define COLD   (64ULL << 20) /* bytes: twice the last cache */
 
 struct zap {
 	struct world w;
 	uint64_t *copy; /* of as many table pages, for the floor */
 	uint64_t part;  /* leaves of each table that are zapped */
 	struct world large, all;
+	char *cold;
 };
 
 static bool fill(struct zap *z)
@@ -105,14 +107,21 @@ static void keep_busy(struct zap *z)
 	world_forget(&z->all);
 }
 
-static double zap_everything(struct zap *z, uint64_t leaves)
+/* Nothing of it is in a cache, large or small: what takes longer then is more work. */
+static void go_cold(struct zap *z)
+{
+	for (uint64_t i = 0; i < COLD; i += 64)
+		((volatile char *)z->cold)[i]++;
+}
+
+static double zap_everything(struct zap *z, uint64_t leaves, void (*before)(struct zap *z))
 {
 	uint64_t start, ns = 0;
 
 	for (unsigned int i = 0; i < PAUSES; i++) {
 		if (!world_fill(&z->all, 0, leaves, 1))
 			return BENCH_FAILED;
-		keep_busy(z);
+		before(z);
 		start = bench_ns();
 		umbra_zap_all(z->all.mmu);
 		ns += bench_ns() - start;
@@ -124,12 +133,22 @@ static double zap_everything(struct zap *z, uint64_t leaves)
 
 static double zap_all_large(void *ctx)
 {
-	return zap_everything(ctx, MANY);
+	return zap_everything(ctx, MANY, keep_busy);
 }
 
 static double zap_all_small(void *ctx)
 {
-	return zap_everything(ctx, FEW);
+	return zap_everything(ctx, FEW, keep_busy);
+}
+
+static double zap_all_large_cold(void *ctx)
+{
+	return zap_everything(ctx, MANY, go_cold);
+}
+
+static double zap_all_small_cold(void *ctx)
+{
+	return zap_everything(ctx, FEW, go_cold);
 }
 
 int main(void)
@@ -138,8 +157,9 @@ int main(void)
 
 	bench_begin("zap", 0);
 	z.copy = aligned_alloc(UMBRA_PAGE_SIZE, TABLES * UMBRA_PAGE_SIZE);
-	if (!z.copy || world_create(&z.w, LEAVES, 2 * TABLES) || world_create(&z.large, TIB, 64) ||
-	    world_create(&z.all, MANY, 4096)) {
+	z.cold = calloc(1, COLD);
+	if (!z.copy || !z.cold || world_create(&z.w, LEAVES, 2 * TABLES) ||
+	    world_create(&z.large, TIB, 64) || world_create(&z.all, MANY, 4096)) {
 		bench_fail("out of memory");
 		return bench_end();
 	}
@@ -180,6 +200,15 @@ int main(void)
 				       .ours = zap_all_large,
 				       .ctx = &z,
 				       .spread = 2 });
+	bench_row(&(struct bench_row){ .name = "zap_all_flat",
+				       .unit = "us",
+				       .what = "the same, all caches cold,",
+				       .floor = "16 MiB, as cold",
+				       .at_most = 1.2,
+				       .ours = zap_all_large_cold,
+				       .against = zap_all_small_cold,
+				       .ctx = &z,
+				       .spread = 2 });
 	bench_row(&(struct bench_row){ .name = "zap_all_16m",
 				       .unit = "us",
 				       .what = "the same, 16 MiB",
@@ -192,5 +221,6 @@ int main(void)
 	world_destroy(&z.large);
 	world_destroy(&z.all);
 	free(z.copy);
+	free(z.cold);
 	return bench_end();
 }
