@@ -141,6 +141,20 @@ Test(between, a_zero_page_read_before_populate_is_not_left_behind)
 	sound();
 }
 
+static void expect_no_leaf_of_page_4(void)
+{
+	cr_expect_eq(host_leaf(&h, arena + 4 * PAGE), 0);
+}
+Test(between, what_a_populate_will_move_has_no_leaf_when_it_moves)
+{
+	arena = small(HUGE);
+	read_page_4();
+	cr_assert_neq(host_leaf(&h, arena + 4 * PAGE), 0);
+	before(MADV_POPULATE_WRITE, expect_no_leaf_of_page_4);
+	cr_assert(!advise(arena, 8 * PAGE, MADV_POPULATE_WRITE));
+	cr_assert_null(step);
+	sound();
+}
 Test(between, a_private_file_page_read_before_populate_is_not_left_behind)
 {
 	int fd = memfd_create("guest", MFD_CLOEXEC);
