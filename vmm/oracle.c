@@ -4,12 +4,14 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <jansson.h>
+#include <linux/capability.h>
 #include <linux/kvm.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 #include <vmm/oracle.h>
 #include <vmm/tracefs.h>
@@ -26,6 +28,13 @@ static const struct {
 	{ ORACLE_THREAD, "thread" },
 	{ ORACLE_PROCESS, "process" },
 	{ ORACLE_KERNEL, "kernel" },
+};
+
+/* What was asked for. */
+struct asked {
+	char **words; /* numbers of rows; none: all */
+	int nr;
+	bool json, disruptive;
 };
 
 struct totals {
@@ -102,7 +111,12 @@ static void open_witness(struct oracle_sources *s, const char *no_kvm)
 	}
 	e = tracefs_formats(config.formats, text, size);
 	if (!e) {
-		e = umbra_tracepoint_open(&s->witness, &config);
+		/* room for all that the kernel does to a row in one go; as much as is allowed */
+		config.ring_order = 9;
+		if (umbra_tracepoint_open(&s->witness, &config)) {
+			config.ring_order = 0;
+			e = umbra_tracepoint_open(&s->witness, &config);
+		}
 		if (e)
 			tracefs_no_witness(-e, text, size);
 	}
@@ -146,7 +160,7 @@ static void print_head(const struct oracle_sources *s, const char *no_kvm)
 		if (s->off[i])
 			printf("n/a %s: %s\n", umbra_source_name((enum umbra_source)i), s->off[i]);
 	}
-	printf("\n%3s  %-46s %-8s", "row", "action", "by");
+	printf("\n%3s  %-46s %-17s", "row", "action", "by");
 	for (unsigned int i = 0; i < SOURCES; i++)
 		printf(" %-16s", umbra_source_name((enum umbra_source)i));
 	printf(" %7s %7s %6s  %s\n", "changed", "dropped", "beyond", "tables");
@@ -182,12 +196,14 @@ static void print_tables(const struct oracle_result *r)
 		printf("  obeyed");
 	if (r->no_uffd)
 		printf("; uffd: %s", r->no_uffd);
+	if (r->lost)
+		printf("; the tracepoints lost %u", r->lost);
 	printf("\n");
 }
 
 static void print_row(const struct oracle_row *row, const char *by, const struct oracle_result *r)
 {
-	printf("%3u  %-46s %-8s", row->nr, row->action, by);
+	printf("%3u  %-46s %-17s", row->nr, row->action, by);
 	if (!r->run) {
 		printf(" not run: %s\n", r->why);
 		return;
@@ -224,12 +240,12 @@ static json_t *row_json(const struct oracle_row *row, const char *by, const stru
 	json_object_set_new(all, "sources", sources);
 	if (r->no_uffd)
 		json_object_set_new(all, "no_uffd", json_string(r->no_uffd));
-	json_object_update_new(all,
-			       json_pack("{si si si si si si si si sb}", "leaves", (int)r->leaves,
-					 "leaves_2m", (int)r->leaves_2m, "changed", (int)r->changed,
-					 "dropped", (int)r->dropped, "beyond", (int)r->beyond,
-					 "stale", (int)r->stale, "check", (int)r->checks, "audit",
-					 (int)r->audit, "obeyed", r->obeyed));
+	json_object_update_new(all, json_pack("{si si si si si si si si si sb}", "lost",
+					      (int)r->lost, "leaves", (int)r->leaves, "leaves_2m",
+					      (int)r->leaves_2m, "changed", (int)r->changed,
+					      "dropped", (int)r->dropped, "beyond", (int)r->beyond,
+					      "stale", (int)r->stale, "check", (int)r->checks,
+					      "audit", (int)r->audit, "obeyed", r->obeyed));
 	return all;
 }
 
@@ -254,88 +270,126 @@ static bool has_failed(const struct oracle_result *r)
 	return r->run && broken;
 }
 
+/* Who does it: for a row of which the catalogue has several, by what, too. */
+static void name_actor(const struct oracle_row *row, size_t i, char *name, size_t size)
+{
+	if (!row->by)
+		snprintf(name, size, "%s", actors[i].name);
+	else if (actors[i].actor == ORACLE_KERNEL)
+		snprintf(name, size, "%s", row->by);
+	else
+		snprintf(name, size, "%s, %s", actors[i].name, row->by);
+}
+
 static void one_row(const struct oracle_row *row, const struct oracle_sources *s, int vm_fd,
-		    json_t *rows, struct totals *t)
+		    const struct asked *asked, json_t *rows, struct totals *t)
 {
 	for (size_t i = 0; i < sizeof(actors) / sizeof(actors[0]); i++) {
 		struct oracle_result r = { 0 };
+		char by[40];
 
 		if (!(row->actors & actors[i].actor))
 			continue;
+		name_actor(row, i, by, sizeof(by));
 		if (row->not_run)
 			snprintf(r.why, sizeof(r.why), "%s", row->not_run);
+		else if (row->needs && !asked->disruptive)
+			snprintf(r.why, sizeof(r.why), "needs --disruptive: it %s", row->needs);
 		else if (oracle_run(row, actors[i].actor, s, vm_fd, &r))
 			snprintf(r.why, sizeof(r.why), "%s", strerror(ENOMEM));
 		t->run += r.run;
 		t->not_run += !r.run;
 		t->failed += has_failed(&r);
 		if (rows)
-			json_array_append_new(rows, row_json(row, actors[i].name, &r));
+			json_array_append_new(rows, row_json(row, by, &r));
 		else
-			print_row(row, actors[i].name, &r);
+			print_row(row, by, &r);
 		fflush(stdout);
 	}
 }
 
-static bool wanted(unsigned int nr, char **words, int n)
+static bool wanted(unsigned int nr, const struct asked *asked)
 {
-	for (int i = 0; i < n; i++) {
-		if (strtoul(words[i], NULL, 10) == nr)
+	for (int i = 0; i < asked->nr; i++) {
+		if (strtoul(asked->words[i], NULL, 10) == nr)
 			return true;
 	}
-	return !n;
+	return !asked->nr;
 }
 
-static int check_words(char **words, int n)
+static int check_words(const struct asked *asked)
 {
-	for (int i = 0; i < n; i++) {
+	for (int i = 0; i < asked->nr; i++) {
+		const char *word = asked->words[i];
 		char *end;
-		const unsigned long nr = strtoul(words[i], &end, 10);
+		const unsigned long nr = strtoul(word, &end, 10);
 		unsigned int k = 0;
 
 		while (k < oracle_rows_nr && oracle_rows[k].nr != nr)
 			k++;
-		if (*words[i] < '0' || *words[i] > '9' || *end || k == oracle_rows_nr) {
+		if (*word < '0' || *word > '9' || *end || k == oracle_rows_nr) {
 			fprintf(stderr,
 				"umbra: oracle %.100s: no such row; vmm oracle --list shows them\n",
-				words[i]);
+				word);
 			return VMM_EXIT_USAGE;
 		}
 	}
 	return 0;
 }
 
-static void list_rows(void)
+/* The settings of the machine belong to who may administer it; not in a user name space of its own. */
+static int may_disrupt(void)
 {
-	for (unsigned int i = 0; i < oracle_rows_nr; i++)
-		printf("%3u  %-48s%s%s\n", oracle_rows[i].nr, oracle_rows[i].action,
-		       oracle_rows[i].not_run ? "not run: " : "",
-		       oracle_rows[i].not_run ? oracle_rows[i].not_run : "");
+	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct data[2] = { 0 };
+
+	if (!syscall(SYS_capget, &header, data) && data[0].effective & 1U << CAP_SYS_ADMIN &&
+	    !access("/proc/sys/vm/swappiness", W_OK))
+		return 0;
+	fprintf(stderr,
+		"umbra: oracle --disruptive: it changes settings of the machine, for which it needs root\n"
+		"(CAP_SYS_ADMIN); run: sudo vmm oracle --disruptive\n");
+	return VMM_EXIT_CANNOT_RUN;
 }
 
-static int run(char **words, int n, bool as_json)
+static void list_rows(void)
+{
+	for (unsigned int i = 0; i < oracle_rows_nr; i++) {
+		const struct oracle_row *row = &oracle_rows[i];
+
+		printf("%3u  %-48s%s%s\n", row->nr, row->action,
+		       row->not_run ? "not run: "
+		       : row->needs ? "needs --disruptive: it "
+				    : "",
+		       row->not_run ? row->not_run
+		       : row->needs ? row->needs
+				    : "");
+	}
+}
+
+static int run(const struct asked *asked)
 {
 	char kvm_text[120] = "";
 	const int vm_fd = open_kvm(kvm_text, sizeof(kvm_text));
 	const char *no_kvm = vm_fd < 0 ? kvm_text : NULL;
 	struct oracle_sources s = { 0 };
-	json_t *rows = as_json ? json_array() : NULL;
+	json_t *rows = asked->json ? json_array() : NULL;
 	struct totals t = { 0 };
 
 	if (probe(&s, no_kvm)) {
 		fprintf(stderr, "umbra: oracle: %s\n", strerror(ENOMEM));
 		return VMM_EXIT_CANNOT_RUN;
 	}
-	if (!as_json)
+	if (!rows)
 		print_head(&s, no_kvm);
 	for (unsigned int i = 0; i < oracle_rows_nr; i++) {
-		if (wanted(oracle_rows[i].nr, words, n))
-			one_row(&oracle_rows[i], &s, vm_fd, rows, &t);
+		if (wanted(oracle_rows[i].nr, asked))
+			one_row(&oracle_rows[i], &s, vm_fd, asked, rows, &t);
 	}
 	umbra_tracepoint_close(s.witness);
 	if (vm_fd >= 0)
 		close(vm_fd);
-	if (as_json) {
+	if (rows) {
 		json_t *all = json_pack("{so so si si si}", "not_there", off_json(&s), "rows", rows,
 					"run", (int)t.run, "not_run", (int)t.not_run, "failed",
 					(int)t.failed);
@@ -353,14 +407,17 @@ static int run(char **words, int n, bool as_json)
 
 static void help(void)
 {
-	fputs("vmm oracle [--json] [ROW...]\n"
+	fputs("vmm oracle [--json] [--disruptive] [ROW...]\n"
 	      "\n"
 	      "Does what can happen to guest memory, row by row of the catalogue, on memory that is a\n"
 	      "slot of KVM and in Umbra's tables, with every source there is, and shows which source saw\n"
 	      "what, and whether the tables obeyed. No guest runs. Without numbers: every row.\n"
 	      "\n"
-	      "      --json    one object on standard output\n"
-	      "      --list    the rows, and why some are not run\n"
+	      "      --disruptive  also the rows that change settings of the machine, make it short of\n"
+	      "                    memory or take a page out of use until the next boot; as root. What\n"
+	      "                    was set is put back, even when vmm is killed\n"
+	      "      --json        one object on standard output\n"
+	      "      --list        the rows, and why some are not run\n"
 	      "\n"
 	      "Exit status: 0 as promised; 4 a source missed what it promises to see, or the tables did\n"
 	      "not obey; 2 bad arguments; 77 nothing could be run.\n",
@@ -371,18 +428,21 @@ int oracle_main(int argc, char **argv)
 {
 	static const struct option options[] = {
 		{ "json", no_argument, NULL, 'j' },
+		{ "disruptive", no_argument, NULL, 'd' },
 		{ "list", no_argument, NULL, 'l' },
 		{ "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
 	};
-	bool as_json = false, list = false;
+	struct asked asked = { 0 };
+	bool list = false;
 	int c;
 
 	optind = 0;
 	opterr = 0;
 	while ((c = getopt_long(argc, argv, "h", options, NULL)) != -1) {
 		switch (c) {
-		case 'j': as_json = true; break;
+		case 'j': asked.json = true; break;
+		case 'd': asked.disruptive = true; break;
 		case 'l': list = true; break;
 		case 'h': help(); return fflush(stdout) ? VMM_EXIT_INTERNAL : VMM_EXIT_OK;
 		default:
@@ -392,11 +452,15 @@ int oracle_main(int argc, char **argv)
 			return VMM_EXIT_USAGE;
 		}
 	}
-	if (check_words(argv + optind, argc - optind))
+	asked.words = argv + optind;
+	asked.nr = argc - optind;
+	if (check_words(&asked))
 		return VMM_EXIT_USAGE;
 	if (list) {
 		list_rows();
 		return fflush(stdout) ? VMM_EXIT_INTERNAL : VMM_EXIT_OK;
 	}
-	return run(argv + optind, argc - optind, as_json);
+	if (asked.disruptive && may_disrupt())
+		return VMM_EXIT_CANNOT_RUN;
+	return run(&asked);
 }

@@ -3,10 +3,12 @@
  * vmm oracle: rows of the catalogue, one after the other, on memory that is a KVM memslot and in our tables, with
  * every source attached: what changed, who said so, and whether the tables obeyed.
  *
- *   oracle       the command line, the table, JSON
- *   oracle_run   one row: memory, tables, sources, the action
- *   oracle_judge what was heard and seen of it, and the verdict
- *   oracle_rows  the actions
+ *   oracle         the command line, the table, JSON
+ *   oracle_run     one row: memory, tables, sources, the action
+ *   oracle_judge   what was heard and seen of it, and the verdict
+ *   oracle_rows    the rows, and the actions of a process
+ *   oracle_machine the actions of the kernel
+ *   oracle_keeper  a process that changes settings of the machine for them, and puts them back
  */
 #ifndef VMM_ORACLE_H
 #define VMM_ORACLE_H
@@ -61,7 +63,8 @@ enum oracle_flags {
 	ORACLE_CHILD = 1 << 4,     /* a child is forked first, and lives            */
 	ORACLE_SWAPS = 1 << 5,     /* needs swap                                    */
 	ORACLE_NEEDS_UFFD = 1 << 6,
-	ORACLE_NO_UFFD = 1 << 7, /* registered for it, the kernel would not do it */
+	ORACLE_NO_UFFD = 1 << 7,  /* registered for it, the kernel would not do it */
+	ORACLE_SETTINGS = 1 << 8, /* changes settings of the machine, by a keeper */
 };
 
 struct oracle;
@@ -77,6 +80,8 @@ struct oracle_row {
 	int (*prepare)(struct oracle *o);
 	int (*act)(struct oracle *o);
 	const char *not_run; /* the reason why there is no action */
+	const char *needs;   /* run with --disruptive only, and the reason */
+	const char *by;      /* by what of the kernel's, where a row of the catalogue has several */
 };
 extern const struct oracle_row oracle_rows[];
 extern const unsigned int oracle_rows_nr;
@@ -84,6 +89,8 @@ extern const unsigned int oracle_rows_nr;
 /* ---- a row while it runs ----------------------------------------------------------------------------- */
 
 #define ORACLE_RANGES_MAX 4096
+#define ORACLE_PATH       256                     /* longest path that the keeper takes */
+#define ORACLE_BALLAST    (128 * UMBRA_HUGE_SIZE) /* what compaction finds to fill */
 
 struct oracle_heard {
 	struct hva_range v[ORACLE_RANGES_MAX];
@@ -112,12 +119,14 @@ struct oracle {
 	pthread_t reader;
 	bool reading, registered, on_chain, listening;
 	uint64_t own_removes; /* that userfaultfd heard before the action */
+	uint64_t lost_before; /* by the tracepoints */
 	char *window;
 	uint64_t window_free[64];
 	unsigned int window_nr;
 	int child, to_child, from_child;
-	bool outside;    /* the action runs in a process of its own */
-	uint64_t *extra; /* pages that prepare() handed to act() */
+	int keeper, to_keeper;
+	char *ballast; /* ORACLE_BALLAST bytes, or NULL */
+	unsigned long vmstat_before[2];
 
 	struct umbra_notifier listener;
 	pthread_mutex_t lock;
@@ -134,9 +143,35 @@ void oracle_refuses(struct oracle *o, uint64_t offset, uint64_t bytes);
 struct hva_range oracle_range(const struct oracle *o, uint64_t offset, uint64_t bytes);
 int oracle_why(struct oracle *o, int error, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4)));
+/* The pages of this row touched as at its beginning; how many are mapped otherwise than before the action. */
+void oracle_touch(struct oracle *o);
+unsigned int oracle_changed_so_far(struct oracle *o);
+/* Hears what the sources have to say so far. */
+void oracle_drain(struct oracle *o);
+/* Files of /proc and /sys. Read: the first line; where the words of a choice are listed, the one that is chosen. Return: 0, -errno. */
+int oracle_write_text(const char *path, const char *text);
+int oracle_read_text(const char *path, char *text, size_t size);
 /* Has the child do it, or ends it. */
 int oracle_child_acts(struct oracle *o);
 void oracle_child_ends(struct oracle *o);
+
+/* ---- the machine, while a row with ORACLE_SETTINGS runs --------------------------------------------------- */
+
+/*
+ * The keeper is a process beside, forked before there is memory to share with it. What it has changed it puts back, the
+ * last first, when it is ended, or the oracle is gone, by whatever signal. Idempotent: end.
+ */
+int oracle_keeper_start(struct oracle *o);
+void oracle_keeper_end(struct oracle *o);
+/* Each returns 0, -errno. The file @path says @text, until the end. */
+int oracle_keeper_sets(struct oracle *o, const char *path, const char *text);
+/* @text to @path; at the end @undo_text to @undo_path, unless NULL. */
+int oracle_keeper_writes(struct oracle *o, const char *path, const char *text,
+			 const char *undo_path, const char *undo_text);
+/* The directory @path, until the end. */
+int oracle_keeper_makes(struct oracle *o, const char *path);
+/* A process that takes the memory of node @node, until the end. */
+int oracle_keeper_hogs(struct oracle *o, int node);
 
 enum oracle_cell {
 	ORACLE_EXACT,    /* all that changed, and nothing that the call did not name */
@@ -164,6 +199,8 @@ struct oracle_result {
 	unsigned int leaves, leaves_2m; /* before, in pages; of them in 2M leaves */
 	unsigned int changed, dropped, beyond, stale, silent;
 	unsigned int checks, audit;
+	unsigned int
+		lost; /* records that the tracepoints' rings had no room for: then they promise nothing */
 	bool obeyed; /* as far as a source promised it */
 };
 

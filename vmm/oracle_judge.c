@@ -38,6 +38,18 @@ static bool changed_already(struct oracle *o, struct hva_range r)
 	return false;
 }
 
+unsigned int oracle_changed_so_far(struct oracle *o)
+{
+	static struct umbra_page now[ORACLE_PAGES];
+	unsigned int n = 0;
+
+	if (umbra_hostmap_query_range(o->map, o->mem, now, ORACLE_PAGES))
+		return 0;
+	for (uint64_t i = 0; i < ORACLE_PAGES; i++)
+		n += before[i].leaf && page_differs(&before[i], &now[i]);
+	return n;
+}
+
 struct seen {
 	struct oracle *o;
 	struct page_state *pages;
@@ -233,7 +245,8 @@ static void judge_source(struct oracle *o, enum umbra_source source, const struc
 		covered += is_changed(o, i) && covers(o, h, i);
 	for (unsigned int i = 0; i < h->nr && !wider; i++)
 		wider = !within_named(o, h->v[i]);
-	r->source[source].promised = promises(o, source);
+	r->source[source].promised =
+		promises(o, source) && !(source == UMBRA_SOURCE_TRACEPOINT && r->lost);
 	if (!r->changed)
 		r->source[source].cell = h->starts ? ORACLE_NEEDLESS : ORACLE_QUIET;
 	else if (!covered)
@@ -251,6 +264,15 @@ static void judge_source(struct oracle *o, enum umbra_source source, const struc
 		r->source[source].promised &&
 		(covered < r->changed || (source == UMBRA_SOURCE_OWN && h->late &&
 					  umbra_source_promises(source)->start_before_change));
+}
+
+static uint64_t lost_so_far(const struct oracle *o)
+{
+	struct umbra_tracepoint_stats stats = { 0 };
+
+	if (o->tracepoint)
+		umbra_tracepoint_stats(o->tracepoint, &stats);
+	return stats.lost;
 }
 
 static void count_line(void *arg, const char *line)
@@ -293,6 +315,7 @@ void oracle_judge(struct oracle *o, const struct oracle_sources *s, struct oracl
 		r->stale += changed && after[i].leaf && (after[i].writable || !before[i].writable);
 		r->silent += gone && !said;
 	}
+	r->lost = (unsigned int)(lost_so_far(o) - o->lost_before);
 	r->checks = umbra_check(o->mmu, count_line, &lines);
 	if (!s->off[UMBRA_SOURCE_UFFD] && !o->registered)
 		r->no_uffd =
@@ -319,5 +342,6 @@ void oracle_look(struct oracle *o)
 	if (o->uffd)
 		umbra_uffd_stats(o->uffd, &stats);
 	o->own_removes = stats.own_removes;
+	o->lost_before = lost_so_far(o);
 	see(o, before);
 }

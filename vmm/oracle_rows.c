@@ -4,15 +4,15 @@
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <shadow/events/uapi.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
-#include <vmm/oracle.h>
+#include <vmm/oracle_machine.h>
 
 #define PAGE UMBRA_PAGE_SIZE
 #define HUGE UMBRA_HUGE_SIZE
@@ -341,13 +341,7 @@ static int truncate_file(struct oracle *o)
 
 static int write_text(struct oracle *o, const char *path, const char *text)
 {
-	const int fd = open(path, O_WRONLY | O_CLOEXEC);
-	const ssize_t n = fd < 0 ? -1 : write(fd, text, strlen(text));
-	const int e = n < 0 ? -errno : 0;
-
-	if (fd >= 0)
-		close(fd);
-	return oracle_why(o, e, "%s", path);
+	return oracle_why(o, oracle_write_text(path, text), "%s", path);
 }
 
 static int soft_dirty(struct oracle *o)
@@ -382,91 +376,34 @@ static int swapped_first(struct oracle *o)
 	return failed(madvise(at(o, AT), PAGE, MADV_PAGEOUT));
 }
 
-static int other_node(struct oracle *o)
+static void let_pass(int sig)
 {
-	void *page = at(o, AT);
-	int status = -1, node;
-
-	oracle_names(o, AT, PAGE);
-	if (syscall(SYS_move_pages, 0, 1UL, &page, NULL, &status, 0) < 0)
-		return oracle_why(o, -errno, "move_pages");
-	node = !status;
-	if (syscall(SYS_move_pages, 0, 1UL, &page, &node, &status, 2 /* MPOL_MF_MOVE */) < 0)
-		return oracle_why(o, -errno, "move_pages: this machine has one node of memory");
-	return status == node ? 0 : oracle_why(o, status < 0 ? status : -EBUSY, "move_pages");
+	(void)sig;
 }
 
-#define KSM "/sys/kernel/mm/ksm/"
-
-static long ksm_read(const char *name)
+/* What the kernel does when the memory of a page begins to fail, or has failed. */
+static int lose_page(struct oracle *o, int advice, const char *name)
 {
-	char path[64];
-	long n = -1;
-	FILE *f;
+	/* who has it done to its own memory is told by a signal, once */
+	const struct sigaction once = { .sa_handler = let_pass, .sa_flags = (int)SA_RESETHAND };
+	struct sigaction before;
+	int e;
 
-	snprintf(path, sizeof(path), KSM "%s", name);
-	f = fopen(path, "re");
-	if (f && fscanf(f, "%ld", &n) != 1)
-		n = -1;
-	if (f)
-		fclose(f);
-	return n;
+	sigaction(SIGBUS, &once, &before);
+	e = advise(o, AT, PAGE, advice);
+	sigaction(SIGBUS, &before, NULL);
+	return oracle_why(o, e, "%s%s", name,
+			  e == -EINVAL ? ": this kernel is without CONFIG_MEMORY_FAILURE" : "");
 }
 
-static void ksm_write(const char *name, long value)
+static int soft_offline(struct oracle *o)
 {
-	char path[64];
-	FILE *f;
-
-	snprintf(path, sizeof(path), KSM "%s", name);
-	f = fopen(path, "we");
-	if (f) {
-		fprintf(f, "%ld\n", value);
-		fclose(f);
-	}
+	return lose_page(o, MADV_SOFT_OFFLINE, "MADV_SOFT_OFFLINE");
 }
 
-/* Two pages with the same contents, which nothing else has. */
-static int same_twice(struct oracle *o)
+static int poison(struct oracle *o)
 {
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	memset(at(o, AT), 0x5a, PAGE);
-	memcpy(at(o, AT), &now, sizeof(now));
-	memcpy(at(o, AT + 8 * PAGE), at(o, AT), PAGE);
-	return oracle_why(o, failed(madvise(at(o, HUGE), HUGE, MADV_MERGEABLE)),
-			  "MADV_MERGEABLE: the kernel has no KSM");
-}
-
-static int merge(struct oracle *o)
-{
-	const long run = ksm_read("run"), pages = ksm_read("pages_to_scan"),
-		   sleep_ms = ksm_read("sleep_millisecs");
-	const struct timespec wait = { 0, 20 * 1000 * 1000 };
-	struct umbra_page a = { 0 }, b = { 0 };
-	int e = -ETIMEDOUT;
-
-	oracle_names(o, HUGE, HUGE);
-	ksm_write("pages_to_scan", 2000);
-	ksm_write("sleep_millisecs", 10);
-	ksm_write("run", 1);
-	if (ksm_read("run") != 1)
-		return oracle_why(o, -EPERM, KSM "run cannot be set");
-	for (int i = 0; i < 300 && e == -ETIMEDOUT; i++) {
-		nanosleep(&wait, NULL);
-		if (umbra_hostmap_query(o->map, (hva_t){ o->mem.v + AT }, &a) ||
-		    umbra_hostmap_query(o->map, (hva_t){ o->mem.v + AT + 8 * PAGE }, &b))
-			break;
-		if (a.host_pfn == UMBRA_HOST_PFN_UNKNOWN)
-			e = -EACCES;
-		else if ((a.flags & b.flags & UMBRA_PAGE_PRESENT) && a.host_pfn == b.host_pfn)
-			e = 0;
-	}
-	ksm_write("run", run);
-	ksm_write("pages_to_scan", pages);
-	ksm_write("sleep_millisecs", sleep_ms);
-	return oracle_why(o, e, "ksmd did not merge the pages");
+	return lose_page(o, MADV_HWPOISON, "MADV_HWPOISON");
 }
 
 static int sync_file(struct oracle *o)
@@ -483,8 +420,11 @@ static int sync_file(struct oracle *o)
 #define K ORACLE_KERNEL
 /* clang-format off */
 #define ROW(nr, action, memory, actors, class, flags, prepare, act) \
-	{ nr, action, ORACLE_##memory, actors, ORACLE_##class, flags, prepare, act, NULL }
-#define NOT(nr, action, why) { nr, action, ORACLE_ANON, K, ORACLE_NOTIFY, 0, NULL, NULL, why }
+	{ nr, action, ORACLE_##memory, actors, ORACLE_##class, flags, prepare, act, NULL, NULL, NULL }
+#define NOT(nr, action, why) { nr, action, ORACLE_ANON, K, ORACLE_NOTIFY, 0, NULL, NULL, why, NULL, NULL }
+/* Of the machine: with --disruptive. */
+#define BIG(nr, action, by, memory, actors, flags, prepare, act, needs) \
+	{ nr, action, ORACLE_##memory, actors, ORACLE_NOTIFY, ORACLE_SETTINGS | (flags), prepare, act, NULL, needs, by }
 
 const struct oracle_row oracle_rows[] = {
 	ROW(1, "mprotect 4K of a 2M page to read-only and back", THP, O | T, PROTECT, 0, NULL, protect_and_back),
@@ -534,16 +474,19 @@ const struct oracle_row oracle_rows[] = {
 	ROW(49, "write to a page that a child shares", ANON, T, NOTIFY, ORACLE_CHILD | ORACLE_READ, NULL, write_page),
 	ROW(50, "the same when the child is gone", ANON, T, NOTIFY, ORACLE_CHILD | ORACLE_READ, end_child, write_page),
 	ROW(51, "first write to the zero page", ANON, T, NOTIFY, ORACLE_ZEROES | ORACLE_READ, NULL, write_page),
-	ROW(52, "KSM merges two pages", ANON, K, NOTIFY, 0, same_twice, merge),
-	NOT(53, "khugepaged collapses", "it takes its own time: the module's tests have it; row 26 is the same by hand"),
-	NOT(54, "kswapd swaps out", "needs the whole machine short of memory; rows 16, 24 and 25 are the same by hand"),
+	ROW(52, "KSM merges two pages", ANON, K, NOTIFY, ORACLE_SETTINGS, oracle_same_twice, oracle_merge),
+	BIG(53, "khugepaged collapses", "khugepaged", ANON, K, 0, NULL, oracle_khugepaged, "sets the pace of khugepaged"),
+	BIG(54, "kswapd swaps out", "kswapd", ANON, K, ORACLE_SWAPS, NULL, oracle_kswapd, "makes the machine short of memory"),
+	BIG(54, "reclaim in a control group, of 2M pages", "cgroup", THP, K, ORACLE_SWAPS, oracle_join_group, oracle_group_reclaim, "makes a control group"),
 	ROW(55, "swap-in", ANON, T, NOTIFY, ORACLE_SWAPS, swapped_first, swap_in),
-	ROW(56, "migration to another node", ANON, K, NOTIFY, 0, NULL, other_node),
-	NOT(57, "NUMA balancing", "it takes its own time: the module's tests have it"),
+	ROW(56, "migration to another node", ANON, K, NOTIFY, 0, NULL, oracle_other_node),
+	BIG(56, "compaction", "compaction", ANON, K, 0, oracle_fragment, oracle_compact, "compacts all memory of the machine"),
+	BIG(57, "NUMA balancing, used from another node", "NUMA", ANON, K, 0, NULL, oracle_numa_scan, "switches NUMA balancing on"),
 	ROW(58, "hole punch of whole pages", MEMFD, O | T | P, NOTIFY, 0, NULL, punch_page),
 	ROW(59, "hole punch inside a page", MEMFD, O | P, NOTIFY, 0, NULL, punch_half_page),
 	ROW(60, "hole punch under a private copy", PRIVATE, O | P, NOTIFY, 0, NULL, punch_page),
-	NOT(61, "memory failure, soft offline", "takes the page out of use until the next boot"),
+	BIG(61, "soft offline", "offline", ANON, O | K, 0, NULL, soft_offline, "takes a page out of use until the next boot"),
+	BIG(61, "memory failure", "poison", ANON, O | K, 0, NULL, poison, "takes a page out of use until the next boot"),
 	ROW(62, "msync of a shared file", FILE, T, NOTIFY, 0, NULL, sync_file),
 	NOT(63, "exit, exec", "ends the program that would tell"),
 };

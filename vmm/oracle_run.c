@@ -12,12 +12,15 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
-#include <vmm/oracle.h>
+#include <vmm/oracle_machine.h>
 
 #define WINDOW_PAGES 64
 #define FAULT_TRIES  1000
 #define SETTLE_TRIES 20
+#define REST_LOOKS   250 /* of 20 ms */
+#define REST_STILL   5
 
 /* ---- for the actions ------------------------------------------------------------------------------ */
 
@@ -302,7 +305,7 @@ static bool is_hole(const struct oracle *o, uint64_t offset)
 	       (o->row->flags & ORACLE_HOLE_LAST && offset >= ORACLE_LAST);
 }
 
-static void touch(struct oracle *o)
+void oracle_touch(struct oracle *o)
 {
 	for (uint64_t at = 0; at < ORACLE_BYTES; at += UMBRA_PAGE_SIZE) {
 		volatile char *p = (char *)(uintptr_t)(o->mem.v + at);
@@ -384,7 +387,7 @@ static int start_sources(struct oracle *o, const struct oracle_sources *s)
 	return e;
 }
 
-static void drain(struct oracle *o)
+void oracle_drain(struct oracle *o)
 {
 	if (o->reading)
 		umbra_uffd_drain(o->uffd);
@@ -414,7 +417,7 @@ static int install(struct oracle *o)
 			continue;
 		for (int i = 0; i < FAULT_TRIES && r == UMBRA_FAULT_RETRY; i++) {
 			if (i > 8)
-				drain(o);
+				oracle_drain(o);
 			r = umbra_fault(o->root, &f);
 		}
 		if (r != UMBRA_FAULT_INSTALLED && r != UMBRA_FAULT_SPURIOUS)
@@ -453,6 +456,7 @@ static int act(struct oracle *o)
 static void destroy(struct oracle *o)
 {
 	oracle_child_ends(o);
+	oracle_keeper_end(o);
 	if (o->reading) {
 		umbra_uffd_stop(o->uffd);
 		pthread_join(o->reader, NULL);
@@ -479,35 +483,26 @@ static void destroy(struct oracle *o)
 		munmap(o->reservation, ORACLE_BYTES + 2 * UMBRA_HUGE_SIZE);
 	if (o->window)
 		munmap(o->window, WINDOW_PAGES * UMBRA_PAGE_SIZE);
+	if (o->ballast)
+		munmap(o->ballast, ORACLE_BALLAST);
 	if (o->fd >= 0)
 		close(o->fd);
 	pthread_mutex_destroy(&o->lock);
 	free(o);
 }
 
-static bool host_swaps(void)
-{
-	char line[128];
-	int lines = 0;
-	FILE *f = fopen("/proc/swaps", "re");
-
-	while (f && fgets(line, sizeof(line), f))
-		lines++;
-	if (f)
-		fclose(f);
-	return lines > 1;
-}
-
 static int prepare(struct oracle *o, const struct oracle_sources *s)
 {
 	int e = 0;
 
-	if (o->row->flags & ORACLE_SWAPS && !host_swaps())
+	if (o->row->flags & ORACLE_SWAPS && !oracle_host_swaps())
 		return oracle_why(o, -ENOTSUP, "there is no swap");
-	e = make_memory(o);
+	if (o->row->flags & ORACLE_SETTINGS)
+		e = oracle_keeper_start(o);
+	e = e ? e : make_memory(o);
 	if (e)
 		return e;
-	touch(o);
+	oracle_touch(o);
 	if (o->row->flags & ORACLE_CHILD || o->actor == ORACLE_PROCESS)
 		e = child_start(o);
 	e = e ? e : make_tables(o);
@@ -516,13 +511,27 @@ static int prepare(struct oracle *o, const struct oracle_sources *s)
 	if (!e && o->row->prepare)
 		e = o->row->prepare(o);
 	if (!e)
-		drain(o);
+		oracle_drain(o);
 	e = e ? e : install(o);
 	if (e)
 		return e;
-	drain(o);
+	oracle_drain(o);
 	oracle_look(o);
 	return 0;
+}
+
+/* What the kernel had begun goes on for a moment: until nothing is heard any more. */
+static void come_to_rest(struct oracle *o)
+{
+	const struct timespec moment = { 0, 20 * 1000 * 1000 };
+	unsigned int heard = 0, still = 0;
+
+	for (int i = 0; i < REST_LOOKS && still < REST_STILL; i++) {
+		nanosleep(&moment, NULL);
+		oracle_drain(o);
+		still = oracle_heard_so_far(o) == heard ? still + 1 : 0;
+		heard = oracle_heard_so_far(o);
+	}
 }
 
 /* The kernel may go on by itself (khugepaged collapses what was split): what it does while we look is heard, and looked at again. */
@@ -531,12 +540,12 @@ static void judge_at_rest(struct oracle *o, const struct oracle_sources *s, stru
 	unsigned int heard;
 
 	for (int i = 0; i < SETTLE_TRIES; i++) {
-		drain(o);
+		oracle_drain(o);
 		heard = oracle_heard_so_far(o);
 		memset(r, 0, sizeof(*r));
 		r->run = true;
 		oracle_judge(o, s, r);
-		drain(o);
+		oracle_drain(o);
 		if (oracle_heard_so_far(o) == heard)
 			return;
 	}
@@ -554,15 +563,20 @@ int oracle_run(const struct oracle_row *row, enum oracle_actor actor,
 	o->row = row;
 	o->actor = actor;
 	o->vm_fd = vm_fd;
-	o->fd = o->child = o->to_child = o->from_child = -1;
+	o->fd = o->child = o->to_child = o->from_child = o->keeper = o->to_keeper = -1;
 	pthread_mutex_init(&o->lock, NULL);
 	e = prepare(o, s);
 	if (!e) {
 		o->named_nr = 0;
 		o->listening = true;
 		e = act(o);
+		oracle_keeper_end(o);
+		if (o->row->flags & ORACLE_SETTINGS)
+			come_to_rest(o);
 	}
-	if (e) {
+	if (e == -ETIMEDOUT && o->why[0]) {
+		snprintf(r->why, sizeof(r->why), "%s", o->why);
+	} else if (e) {
 		snprintf(r->why, sizeof(r->why), "%s%s%s", o->why, o->why[0] ? ": " : "",
 			 strerror(-e));
 	} else {
