@@ -337,19 +337,26 @@ static int check_words(const struct asked *asked)
 	return 0;
 }
 
-/* The settings of the machine belong to who may administer it; not in a user name space of its own. */
+/* The settings of the machine belong to who administers it; not to root in a name space of its own. */
 static int may_disrupt(void)
 {
 	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
 	struct __user_cap_data_struct data[2] = { 0 };
 
-	if (!syscall(SYS_capget, &header, data) && data[0].effective & 1U << CAP_SYS_ADMIN &&
-	    !access("/proc/sys/vm/swappiness", W_OK))
-		return 0;
-	fprintf(stderr,
-		"umbra: oracle --disruptive: it changes settings of the machine, for which it needs root\n"
-		"(CAP_SYS_ADMIN); run: sudo vmm oracle --disruptive\n");
-	return VMM_EXIT_CANNOT_RUN;
+	if (syscall(SYS_capget, &header, data) || !(data[0].effective & 1U << CAP_SYS_ADMIN)) {
+		fprintf(stderr,
+			"umbra: oracle --disruptive: it changes settings of the machine, for which it needs root\n"
+			"(CAP_SYS_ADMIN); run: sudo vmm oracle --disruptive\n");
+		return VMM_EXIT_CANNOT_RUN;
+	}
+	if (access("/proc/sys/vm/swappiness", W_OK)) {
+		fprintf(stderr,
+			"umbra: oracle --disruptive: the settings of this machine cannot be changed from here: "
+			"/proc/sys/vm/swappiness: %s\n",
+			strerror(errno));
+		return VMM_EXIT_CANNOT_RUN;
+	}
+	return 0;
 }
 
 static void list_rows(void)
@@ -420,7 +427,7 @@ static void help(void)
 	      "      --list        the rows, and why some are not run\n"
 	      "\n"
 	      "Exit status: 0 as promised; 4 a source missed what it promises to see, or the tables did\n"
-	      "not obey; 2 bad arguments; 77 nothing could be run.\n",
+	      "not obey; 2 bad arguments; 77 nothing could be run, or --disruptive without root.\n",
 	      stdout);
 }
 

@@ -19,7 +19,7 @@
 
 #define STEP      UMBRA_HUGE_SIZE /* of the hog */
 #define UNDO_MAX  16
-#define RMDIR_MAX 100
+#define RMDIR_MAX 500
 
 enum what {
 	SET,   /* @path to @text; what was there is put back                  */
@@ -174,13 +174,15 @@ static int obey(const struct request *r)
 		e = oracle_read_text(r->path, old, sizeof(old));
 		if (e || !strcmp(old, r->text))
 			return e;
-		/* first: whoever is killed in between has it put back, too */
-		remember(SET, 0, r->path, old);
-		return oracle_write_text(r->path, r->text);
+		e = oracle_write_text(r->path, r->text);
+		if (!e)
+			remember(SET, 0, r->path, old);
+		return e;
 	case WRITE:
-		if (r->undo_path[0])
+		e = oracle_write_text(r->path, r->text);
+		if (!e && r->undo_path[0])
 			remember(WRITE, 0, r->undo_path, r->undo_text);
-		return oracle_write_text(r->path, r->text);
+		return e;
 	case MAKE:
 		if (mkdir(r->path, 0700))
 			return -errno;
@@ -222,7 +224,11 @@ static _Noreturn void keep(int fd)
 	struct request r;
 	int rc;
 
-	setsid(); /* Ctrl-C is for the oracle */
+	/* these are for the oracle: its end is what is waited for */
+	setsid();
+	signal(SIGINT, SIG_IGN);
+	signal(SIGTERM, SIG_IGN);
+	signal(SIGHUP, SIG_IGN);
 	oracle_write_text("/proc/self/oom_score_adj", "-1000");
 	while (recv(fd, &r, sizeof(r), 0) == (ssize_t)sizeof(r)) {
 		rc = obey(&r);
