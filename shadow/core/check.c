@@ -53,7 +53,8 @@ static bool in_exact_open(const struct umbra_mmu *mmu, struct hva_range r)
 			if (!h->open || h->source != s)
 				continue;
 			open++;
-			meets |= h->exact && hva_ranges_meet(h->hva, r);
+			/* an empty one takes nothing, wherever it stands */
+			meets |= h->exact && !hva_range_empty(h->hva) && hva_ranges_meet(h->hva, r);
 		}
 		if (meets && open == mmu->sources[s].begun - mmu->sources[s].ended)
 			return true;

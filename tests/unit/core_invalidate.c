@@ -297,6 +297,23 @@ Test(invalidate, d80_ranges_to_the_last_byte_empty_and_unaligned)
 	fake_destroy(f);
 }
 
+/* Nothing is taken by an empty range: what lies round the place where it is open is no violation. */
+Test(invalidate, an_empty_one_that_is_open_inside_a_2m_leaf_takes_nothing)
+{
+	struct fake *f = fake_create(NULL);
+	const struct umbra_range empty = blockable(700, 0);
+
+	fake_make_huge(f, 1);
+	cr_assert_eq(fake_access(f, 0, 600, true, NULL), 0);
+	cr_assert_eq(fake_leaf(f, 600), 2);
+	cr_assert_eq(umbra_invalidate_start(f->chain, &empty), 0);
+	cr_assert_eq(fake_leaf(f, 600), 2);
+	clean(f);
+	umbra_invalidate_end(f->chain, &empty);
+	clean(f);
+	fake_destroy(f);
+}
+
 static const uint64_t seq_starts[] = { 0, (1ULL << 31) - 3, (1ULL << 32) - 3, UINT64_MAX - 2 };
 
 Test(invalidate, sequences_do_not_wrap_into_an_old_snapshot)
