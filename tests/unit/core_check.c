@@ -144,6 +144,14 @@ Test(bug, a_table_entry_out_of_the_window_stops_the_program, .signal = SIGABRT)
 	umbra_zap(f->mmu, (struct gfn_range){ { 3 }, { 4 } });
 }
 
+Test(bug, a_leaf_dropped_from_a_table_that_is_cut_off_stops_the_program, .signal = SIGABRT)
+{
+	struct fake *f = world();
+
+	f->mmu->tables[spte_child(f->mmu, *entry(f, 3, 2))].state = TABLE_UNLINKED;
+	umbra_zap(f->mmu, (struct gfn_range){ { 3 }, { 4 } });
+}
+
 Test(bug, a_chain_destroyed_with_a_member_stops_the_program, .signal = SIGABRT)
 {
 	struct fake *f = fake_create(NULL);
@@ -168,6 +176,8 @@ Test(check, notices_broken_books)
 	expect_noticed(f, "I12", &mmu->by_hva[0].start, mmu->by_hva[0].start + 4096);
 	expect_noticed(f, "I12", &mmu->by_hva[0].end, mmu->by_hva[0].end - 4096);
 	expect_noticed(f, "I12", &mmu->by_hva[0].max_end, 0);
+	expect_noticed(f, "I12", &mmu->by_hva[0].gfn, 1);
+	expect_noticed(f, "I12", &mmu->by_hva[0].gfn, 1ULL << 30);
 	expect_noticed(f, "I13", &mmu->cleared.count, 1);
 	expect_noticed(f, "I14", (uint64_t *)&leaves->host_pfns, 0);
 	expect_noticed(f, "I15", &mmu->queued, 1);

@@ -7,18 +7,24 @@
 
 #define clean(f) cr_assert_eq(fake_check(f), 0)
 
-/* A vCPU remembers page 10; the entry is gone, and the flush was posted but not waited for. */
-static struct fake *dropped_but_not_flushed(struct umbra_range *pending)
+/* A vCPU remembers page 10, the first of @pages; its entry is gone, and the flush was posted but not waited for. */
+static struct fake *one_dropped_of(uint64_t pages, struct umbra_range *pending)
 {
 	struct fake *f = fake_create(NULL);
 
 	*pending = fake_test_range(10, 1, UMBRA_RANGE_FORCED);
-	cr_assert_eq(fake_access(f, 0, 10, true, NULL), 0);
+	for (uint64_t p = 10; p < 10 + pages; p++)
+		cr_assert_eq(fake_access(f, 0, p, true, NULL), 0);
 	f->in_guest = true;
 	cr_assert_eq(umbra_invalidate_start(f->chain, pending), 0);
 	cr_assert_eq(fake_leaf(f, 10), 0);
 	cr_assert(fake_cached(f, 10), "a non-blockable start waits for nobody");
 	return f;
+}
+
+static struct fake *dropped_but_not_flushed(struct umbra_range *pending)
+{
+	return one_dropped_of(1, pending);
 }
 
 static void finish(struct fake *f, const struct umbra_range *pending)
@@ -43,6 +49,19 @@ Test(pending, a_start_that_finds_nothing_waits_for_the_flush_under_way)
 	cr_assert_eq(umbra_invalidate_start(f->chain, &r), 0);
 	umbra_invalidate_end(f->chain, &r);
 	cr_assert_eq(f->flush_waits, waits, "it is over: nobody is asked again");
+	finish(f, &pending);
+}
+
+Test(pending, so_it_is_where_other_pages_of_the_table_stay)
+{
+	const struct umbra_range r = fake_test_range(10, 1, UMBRA_RANGE_BLOCKABLE);
+	struct umbra_range pending;
+	struct fake *f = one_dropped_of(2, &pending);
+
+	cr_assert_eq(umbra_invalidate_start(f->chain, &r), 0);
+	cr_assert_not(fake_cached(f, 10));
+	cr_assert(fake_cached(f, 11));
+	umbra_invalidate_end(f->chain, &r);
 	finish(f, &pending);
 }
 

@@ -81,6 +81,28 @@ Test(slots, translate_both_ways_and_find_every_alias)
 	fake_destroy(f);
 }
 
+/* A slot that begins before the page and ends before it shows it nowhere, whatever reaches further. */
+Test(slots, a_page_is_not_found_in_slots_that_end_before_it)
+{
+	struct fake *f = bare();
+	gpa_t gpas[4];
+
+	cr_assert_eq(umbra_hva_to_gpas(f->mmu, fake_hva(0), gpas, 4), 0);
+	cr_assert_eq(add(f, slot(1, 100, 10, 50)), 0);
+	cr_assert_eq(umbra_hva_to_gpas(f->mmu, fake_hva(49), gpas, 4), 0);
+	cr_assert_eq(umbra_hva_to_gpas(f->mmu, fake_hva(59), gpas, 4), 1);
+	cr_assert_eq(umbra_hva_to_gpas(f->mmu, fake_hva(60), gpas, 4), 0);
+	cr_assert_eq(add(f, slot(2, 1000, 100, 0)), 0);
+	cr_assert_eq(add(f, slot(3, 200, 10, 70)), 0);
+	cr_assert_eq(umbra_hva_to_gpas(f->mmu, fake_hva(65), gpas, 4), 1);
+	cr_assert_eq(gpas[0].v, 1065ULL << 12);
+	cr_assert_eq(umbra_hva_to_gpas(f->mmu, fake_hva(75), gpas, 4), 2);
+	cr_assert_eq(umbra_hva_to_gpas(f->mmu, fake_hva(90), gpas, 0), 1);
+	cr_assert_eq(umbra_hva_to_gpas(f->mmu, fake_hva(100), gpas, 4), 0);
+	clean(f);
+	fake_destroy(f);
+}
+
 Test(slots, an_invalidation_reaches_every_alias)
 {
 	struct fake *f = bare();
