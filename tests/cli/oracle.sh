@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-2-Clause
 # vmm oracle: every row of the catalogue that a process can do, against every source there is. Where the kernel module is
-# loaded (the lab) it is held to its promises, too. In the lab, which is nobody's, also what the kernel does by itself
+# loaded (the lab) it is held to its promises, too. In the lab, which is nobody's, with it also what the kernel does by itself
 # (--disruptive). The machine's settings are afterwards as they were. And the command line.
 set -u
 . "$(dirname "$0")/common"
@@ -76,7 +76,7 @@ verdict a_table_is_shown says '^ 17  MADV_DONTNEED of a page +own call +exact 1/
 verdict others_are_not_run says '^4 run, 0 not run, 0 failed$'
 
 disruptive=()
-[ -z "${UMBRA_LAB-}" ] || disruptive=(--disruptive)
+[ -z "${UMBRA_LAB-}" ] || [ ! -e /dev/umbra ] || disruptive=(--disruptive)
 oracle --json "${disruptive[@]}"
 cp "$scratch/said" "$scratch/rows"
 verdict every_promise_is_kept [ $status = 0 ]
@@ -105,7 +105,7 @@ if q '.not_there.module == null'; then
 else
 	skip "the module: $(jq -r .not_there.module "$scratch/rows")"
 fi
-if [ -n "${UMBRA_LAB-}" ]; then
+if [ ${#disruptive[@]} -gt 0 ]; then
 	kernel_rows='["khugepaged", "kswapd", "cgroup", "compaction", "NUMA"]'
 	[ "${UMBRA_LAB%% *}" = 6.1 ] || kernel_rows+=' + ["offline", "poison", "own call, offline", "own call, poison"]'
 	verdict the_kernel_did_it_all q "[.rows[] | select(.run and .changed > 0) | .by] as \$done | ($kernel_rows) - \$done" '[]'
