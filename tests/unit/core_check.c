@@ -178,6 +178,10 @@ Test(check, notices_broken_books)
 	expect_noticed(f, "I12", &mmu->by_hva[0].max_end, 0);
 	expect_noticed(f, "I12", &mmu->by_hva[0].gfn, 1);
 	expect_noticed(f, "I12", &mmu->by_hva[0].gfn, 1ULL << 30);
+	mmu->by_hva[0].end = mmu->by_hva[0].max_end -=
+		4096; /* agree with each other, not with the slot */
+	cr_expect_eq(umbra_check(mmu, NULL, NULL), 1, "I12");
+	mmu->by_hva[0].end = mmu->by_hva[0].max_end += 4096;
 	expect_noticed(f, "I13", &mmu->cleared.count, 1);
 	expect_noticed(f, "I14", (uint64_t *)&leaves->host_pfns, 0);
 	expect_noticed(f, "I15", &mmu->queued, 1);

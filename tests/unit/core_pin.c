@@ -65,6 +65,28 @@ Test(pin, a_pin_in_a_batch_refuses_the_batch_but_not_one_in_its_gaps)
 	fake_destroy(f);
 }
 
+Test(pin, what_a_forced_batch_takes_is_reported_of_every_part)
+{
+	struct fake *f = fake_create(NULL);
+	const struct hva_range parts[] = { fake_range(10, 1), fake_range(30, 1) };
+	struct umbra_range r = fake_test_range(10, 21, UMBRA_RANGE_FORCED | UMBRA_RANGE_RELOCATES);
+	struct umbra_pin first, gap, last;
+
+	r.v = parts;
+	r.nr = 2;
+	cr_assert_eq(umbra_pin(f->root, (gfn_t){ 10 }, 1, &first), 0);
+	cr_assert_eq(umbra_pin(f->root, (gfn_t){ 20 }, 1, &gap), 0);
+	cr_assert_eq(umbra_pin(f->root, (gfn_t){ 30 }, 1, &last), 0);
+	cr_assert_eq(umbra_invalidate_start(f->chain, &r), 0);
+	umbra_invalidate_end(f->chain, &r);
+	cr_assert_eq(f->pins_lost, 2);
+	cr_assert_not(umbra_unpin(f->mmu, &first));
+	cr_assert(umbra_unpin(f->mmu, &gap));
+	cr_assert_not(umbra_unpin(f->mmu, &last));
+	clean(f);
+	fake_destroy(f);
+}
+
 Test(pin, a_slot_with_a_pin_stays)
 {
 	struct fake *f = fake_create(NULL);
