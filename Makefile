@@ -103,7 +103,7 @@ $(eval $(call variant,tsan,$(TSAN)))
 $(eval $(call variant,cov,-O0 -g --coverage))
 
 # A range is two words, stored one by one; copied by one vector load it would stall for both stores (bench/inval_own.c).
-$(foreach v,obj pic,$(call objects,$v,$(LIB_SRC))): CFLAGS += -mgeneral-regs-only
+$(foreach v,obj pic,$(call objects,$v,$(LIB_SRC))): override CFLAGS += -mgeneral-regs-only
 
 $(BUILD)/.dir:
 	@mkdir -p $(@D) && : >$@
