@@ -83,6 +83,7 @@ verdict every_promise_is_kept [ $status = 0 ]
 verdict settings_are_as_before settings_are_back
 verdict it_is_json q type object
 verdict nothing_failed q .failed 0
+q .failed 0 || jq -c '.rows[] | select(.run and (.obeyed | not))' "$scratch/rows" # which, in full
 verdict every_row_is_run_or_has_its_reason q 'all(.rows[]; .run or (.why | length > 0))'
 verdict many_are_run q '[.rows[] | select(.run)] | length > 40'
 verdict own_calls_are_exact q '[.rows[] | select(.run and .by == "own call" and .changed > 0 and
