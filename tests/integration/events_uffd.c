@@ -195,7 +195,7 @@ Test(uffd, a_fault_is_handed_over_as_the_kernel_told_it)
 	cr_assert_eq(handed.nr, 1);
 	cr_assert_eq(handed.hva.v, (uintptr_t)p + 3 * PAGE);
 	cr_assert_eq(handed.flags, UFFD_PAGEFAULT_FLAG_WRITE);
-	cr_assert_eq(handed.tid, gettid());
+	cr_assert_eq(handed.tid, (uint32_t)gettid());
 	stop_reader();
 }
 
