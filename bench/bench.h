@@ -31,6 +31,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 /*
  * struct bench_row
@@ -72,6 +73,9 @@ void bench_note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 /* Returns: what main returns: 0, or 1 when something could not be measured. A missed target is 0. */
 int bench_end(void);
+
+/* @pid works for this benchmark until its end: what it does is not the work of others. One process. */
+void bench_owns(pid_t pid);
 
 /* ---- for sample functions ------------------------------------------------------------------- */
 

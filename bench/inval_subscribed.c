@@ -86,11 +86,13 @@ static bool fork_unsubscribed(struct subscribed *s)
 {
 	int ask[2], answer[2];
 	double ns;
+	pid_t pid;
 	char c;
 
 	if (pipe(ask) || pipe(answer))
 		return false;
-	switch (fork()) {
+	pid = fork();
+	switch (pid) {
 	case -1: return false;
 	case 0:
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -101,7 +103,7 @@ static bool fork_unsubscribed(struct subscribed *s)
 				break;
 		}
 		_exit(0);
-	default: break;
+	default: bench_owns(pid); break;
 	}
 	close(ask[0]);
 	close(answer[1]);
