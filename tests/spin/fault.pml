@@ -123,7 +123,7 @@ inline inv_retry(pages)
 	fi
 }
 
-/* [shadow/core/map.c:map_zap] over [shadow/core/private.h:rmap_next] */
+/* [shadow/core/map.c:map_zap] and [shadow/core/map.c:zap_page] over [shadow/core/private.h:rmap_next] */
 inline zap(r)
 {
 	gone = leaves & MEETING(r);

@@ -14,7 +14,7 @@ $(LAB_BIN): $(BUILD)/plain/%: $(BUILD)/obj/%.o $(BUILD)/obj/libsupport.a $(BUILD
 
 .PHONY: lab-long lab-long-build
 lab-long-build: all $(LAB_BIN) $(BUILD)/tsan/tests/race/race_core $(BUILD)/kmod/kmod_test $(BUILD)/kmod/kmod_gate
-lab-long: ##@ every test in the lab on both kernels, npt=1 and npt=0; takes an hour or two
+lab-long: ##@ every test in the lab on both kernels, npt=1 and npt=0; takes some hours
 	@tools/deps check
 	@$(MAKE) --no-print-directory lab-long-build
 	@BUILD='$(BUILD)' tools/lab/long
